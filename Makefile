@@ -1,0 +1,54 @@
+# Needs Python >= 3.11, make and a network. uv is taken from the PATH, or else fetched into .venv.
+
+PYTHON ?= python3
+RUN := .venv/bin/python
+STAMP := .venv/.installed
+UV = $(shell uv --version >/dev/null 2>&1 && echo uv || echo .venv/bin/uv)
+# Tests start many commands; without bytecode each of them would compile torch again.
+unexport PYTHONDONTWRITEBYTECODE
+LATEST = "$$(ls -td checkpoints/*/ | head -n 1)"
+
+.PHONY: help demo test lint lock clean
+
+help:  ## this list
+	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' Makefile
+	@echo "  PYTHON=python3.12 after the target chooses the Python of a new .venv (make clean first)"
+
+demo: $(STAMP)  ## draw a small data set, train, validate, write result.csv and the report
+	$(RUN) main.py prepare --source=demo
+	$(RUN) main.py train --max-epoch=5
+	$(RUN) main.py val --load-model-path=$(LATEST)
+	$(RUN) main.py test --load-model-path=$(LATEST)
+
+test: $(STAMP)  ## run the tests
+	$(RUN) -m pytest
+
+lint: $(STAMP)  ## check style and format
+	$(RUN) -m ruff check .
+	$(RUN) -m ruff format --check .
+
+# Versions already in the lock stay where they can; delete it first to renew them all.
+lock:  ## write requirements.lock anew after a change of requirements.txt
+	@$(UV) --version >/dev/null 2>&1 || { $(venv) && $(pip-uv); }
+	$(UV) pip compile --universal --python-version 3.11 --generate-hashes --quiet \
+		--custom-compile-command "make lock" --output-file requirements.lock requirements.txt
+
+clean:  ## remove .venv, caches and the demo pictures; checkpoints stay
+	rm -rf .venv .pytest_cache .ruff_cache data/demo
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# The stamp is written last: where it is missing, an install was interrupted and .venv starts over.
+$(STAMP): requirements.lock
+	@test -e $@ || { $(venv); }
+	@rm -f $@
+	@$(UV) --version >/dev/null 2>&1 || $(pip-uv)
+	$(UV) pip install --python $(RUN) --require-hashes -r requirements.lock
+	@touch $@
+
+fail = { echo "$(1)" >&2; exit 1; }
+venv = { "$(PYTHON)" -c "import sys; sys.exit(sys.version_info < (3, 11))" 2>/dev/null \
+	|| $(call fail,Python 3.11 or newer is needed and $(PYTHON) is not: try PYTHON=python3.12 after the target); } \
+	&& { "$(PYTHON)" -c "import ensurepip" 2>/dev/null \
+	|| $(call fail,$(PYTHON) has no venv module: install it (Debian and Ubuntu: apt install python3-venv)); } \
+	&& "$(PYTHON)" -m venv --clear .venv
+pip-uv = $(RUN) -m pip install --quiet uv

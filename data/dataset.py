@@ -1,0 +1,149 @@
+"""Dogs vs. Cats: which files there are, what each shows, and which split it belongs to."""
+
+import hashlib
+import os
+import re
+from collections import Counter
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from PIL import Image, ImageOps
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from .transforms import Transform, eval_transforms, train_transforms
+
+FORMATS = ["JPEG", "PNG", "BMP", "WEBP", "GIF"]  # by content: photos often carry a wrong suffix
+MAX_PIXELS = 100_000_000  # larger pictures are taken for decompression bombs
+SYSTEM_FILES = {"thumbs.db", "desktop.ini"}
+
+
+class UnreadableImage(OSError):
+    """A file that does not hold a whole picture: one line with its name and the reason."""
+
+
+class DogCat(Dataset):
+    """Kaggle's flat folder: `cat.0.jpg` … `dog.12499.jpg` to learn from, `1.jpg` … to classify.
+
+    mode: "train" and "val" are the two parts of one folder, 7 : 3 within each class by a hash of
+    the file's name, so that every machine splits alike; "test" takes a folder without labels.
+    A sample is (uint8 image (3, image_size, image_size), label); in test mode the label is the id.
+    Raises FileNotFoundError where the folder has no picture of the wanted kind.
+    """
+
+    classes = ("cat", "dog")
+    mean, std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's, of values in 0 … 1
+    labelled_name = re.compile(r"(cat|dog)\.(\d{1,18})\.(jpe?g|png|bmp|webp)", re.I | re.A)
+    test_name = re.compile(r"()(\d{1,18})\.(jpe?g|png|bmp|webp)", re.I | re.A)
+
+    def __init__(
+        self,
+        root: str | Path,
+        transforms: Transform | None = None,
+        mode: Literal["train", "val", "test"] = "train",
+        image_size: int = 224,
+        crop_scale: float = 0.35,
+        val_share: float = 0.3,
+    ) -> None:
+        self.root, self.mode = Path(root), mode
+        augmented = mode == "train"
+        self.transforms = transforms or (
+            train_transforms(image_size, crop_scale) if augmented else eval_transforms(image_size)
+        )
+        self.rejected: dict[str, str] = {}  # name: why it was left out
+        pattern = self.test_name if mode == "test" else self.labelled_name
+        found = self._find(pattern)  # (label or 0, number, name)
+        if mode != "test":
+            found = [row for label in (0, 1) for row in split(found, label, mode, val_share)]
+        # Arrays, not lists: a million Python objects would be copied into every worker.
+        self.labels = np.array([row[1 if mode == "test" else 0] for row in found], dtype=np.int64)
+        self.names = np.array([row[2].encode() for row in found])
+        if not found:
+            example = "12.jpg" if mode == "test" else "cat.12.jpg or dog.12.jpg"
+            raise FileNotFoundError(
+                f"{self.root} has no picture named like {example} for {mode}; it has {self._seen()}"
+            )
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        image = read_image(self.root / self.names[index].decode())
+        return self.transforms(image), int(self.labels[index])
+
+    @property
+    def num_classes(self) -> int:
+        return len(self.classes)
+
+    @property
+    def class_counts(self) -> list[int]:
+        return np.bincount(self.labels, minlength=self.num_classes).tolist()
+
+    def describe(self) -> str:
+        """Say in one line what there is."""
+        if self.mode == "test":
+            return f"{self.mode}: {len(self):,} pictures in {self.root}"
+        parts = ", ".join(
+            f"{n:,} {c}" for c, n in zip(self.classes, self.class_counts, strict=True)
+        )
+        return f"{self.mode}: {len(self):,} pictures ({parts}) in {self.root}"
+
+    def _find(self, pattern: re.Pattern[str]) -> list[tuple[int, int, str]]:
+        found = []
+        taken: set[int] = set()
+        for entry in sorted(os.scandir(self.root), key=lambda entry: entry.name):
+            if entry.name.startswith(".") or entry.name.lower() in SYSTEM_FILES:
+                continue
+            match = pattern.fullmatch(entry.name)
+            if not match:
+                self.rejected[entry.name] = "its name does not fit"
+            elif not entry.is_file():
+                self.rejected[entry.name] = "it is not a file"
+            elif self.mode == "test" and int(match[2]) in taken:
+                self.rejected[entry.name] = "another picture has the same number"
+            else:
+                label = self.classes.index(match[1].lower()) if match[1] else 0
+                found.append((label, int(match[2]), entry.name))
+                if self.mode == "test":
+                    taken.add(int(match[2]))
+        return sorted(found)
+
+    def _seen(self) -> str:
+        kinds = Counter(Path(name).suffix or "/" for name in self.rejected)
+        folders = [p.name for p in sorted(self.root.iterdir()) if p.is_dir()][:3]
+        inside = f", among them the folders {', '.join(folders)}" if folders else ""
+        return f"{kinds.total()} other files{inside}" if kinds else "nothing in it"
+
+
+def split(
+    found: list[tuple[int, int, str]], label: int, mode: str, val_share: float
+) -> list[tuple[int, int, str]]:
+    """Keep the part of one class that belongs to `mode`: the lowest hashes of the name are val."""
+    of_class = [row for row in found if row[0] == label]
+    by_hash = sorted(of_class, key=lambda row: hashlib.md5(row[2].encode()).digest())
+    cut = round(val_share * len(by_hash))
+    return sorted(by_hash[:cut] if mode == "val" else by_hash[cut:])
+
+
+def read_image(path: str | Path) -> Image.Image:
+    """Read any picture as upright RGB; UnreadableImage if it is cut off, no picture, or a bomb."""
+    try:
+        with Image.open(path, formats=FORMATS) as image:
+            if image.width * image.height > MAX_PIXELS:
+                raise ValueError(f"{image.width} x {image.height} pixels are too many")
+            return to_rgb(ImageOps.exif_transpose(image))
+    except Exception as error:  # decoders of damaged files raise whatever they please
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise UnreadableImage(f"{path} is left out: {reason}") from error
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """Convert palette, CMYK, grey, 16-bit and transparent pictures, the last ones onto white."""
+    if image.mode.startswith("I"):  # 16 bits a pixel, which convert() would clip to white
+        image = Image.fromarray((np.asarray(image).clip(0, 65535) // 257).astype(np.uint8))
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        white = Image.new("RGBA", image.size, "white")
+        image = Image.alpha_composite(white, image)
+    return image.convert("RGB")

@@ -1,0 +1,109 @@
+"""Batches on the device: the same with any number of workers, and in spite of broken files."""
+
+import os
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, default_collate
+from tqdm import tqdm
+
+from utils.seed import seed_of, seeded
+
+from .sampler import EpochSampler
+from .transforms import normalize
+
+Batch = tuple[Tensor, Tensor]
+
+
+class Loader:
+    """Batches of a data set: normalised images (N, 3, H, W) and labels (N,), on `device`.
+
+    Order is a function of (seed, epoch) and augmentation of (seed, epoch, index), so nothing
+    depends on `num_workers`; None is one process a core, at most 8. A sample whose reading raises
+    OSError is left out, and `new_failures` tells of it.
+    """
+
+    def __init__(
+        self,
+        dataset: Dataset,
+        batch_size: int,
+        num_workers: int | None = None,
+        device: torch.device | str = "cpu",
+        seed: int = 0,
+        shuffle: bool = False,
+    ) -> None:
+        if num_workers is None:
+            num_workers = min(8, os.cpu_count() or 1)
+        self.device = torch.device(device)
+        self.guarded = Guarded(dataset, seed)
+        self.sampler = EpochSampler(len(dataset), seed, shuffle)
+        self.normalize = normalize(dataset.mean, dataset.std)
+        self.reported: set[int] = set()
+        self.batches = DataLoader(
+            self.guarded,
+            batch_size,
+            sampler=self.sampler,
+            num_workers=num_workers,
+            persistent_workers=num_workers > 0,
+            collate_fn=collate,
+            pin_memory=self.device.type == "cuda",
+            generator=torch.Generator().manual_seed(seed_of(seed, "workers")),
+        )
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def epoch(self, epoch: int = 0, title: str = "") -> Iterator[Batch]:
+        """Go through the data set once, with a progress bar called `title` on a terminal.
+
+        channels_last is the layout in which convolutions are fastest, on the CPU and on a GPU.
+        """
+        self.sampler.epoch = epoch
+        for batch in tqdm(self.batches, title, leave=False, disable=None if title else True):
+            if batch is not None:
+                images, labels = (part.to(self.device, non_blocking=True) for part in batch)
+                yield self.normalize(images).contiguous(memory_format=torch.channels_last), labels
+
+    def readable(self) -> list[int]:
+        """List the samples that have not failed, in the order of an unshuffled epoch."""
+        return (~self.guarded.unreadable).nonzero().flatten().tolist()
+
+    def new_failures(self) -> list[str]:
+        """Say why, for each sample that has turned out unreadable since the last call."""
+        new = set(self.guarded.unreadable.nonzero().flatten().tolist()) - self.reported
+        self.reported |= new
+        return [self.guarded.failure(index) for index in sorted(new)]
+
+
+class Guarded(Dataset):
+    """A view of a data set by (epoch, index): random by that key alone, None where it fails."""
+
+    def __init__(self, dataset: Dataset, seed: int) -> None:
+        self.dataset, self.seed = dataset, seed
+        self.unreadable = torch.zeros(len(dataset), dtype=torch.bool).share_memory_()
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor, int] | None:
+        epoch, index = key
+        try:
+            with seeded(self.seed, "augment", epoch, index):
+                return self.dataset[index]
+        except OSError:
+            self.unreadable[index] = True  # shared memory: a worker writes it, the loop reads it
+            return None
+
+    def failure(self, index: int) -> str:
+        try:
+            self.dataset[index]
+        except OSError as error:
+            return str(error)
+        return f"sample {index} could not be read for a while"
+
+
+def collate(samples: list[tuple[Tensor, int] | None]) -> Batch | None:
+    """Stack the samples that could be read; None if there is not one."""
+    readable = [sample for sample in samples if sample is not None]
+    return default_collate(readable) if readable else None

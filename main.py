@@ -1,0 +1,243 @@
+"""Train, measure and use a classifier: python main.py COMMAND --option=value …
+
+Read from top to bottom: the commands in the order one uses them, then what they share. `train`
+calls `train_step` in utils/engine.py, and that is all there is up to `optimizer.step()`.
+"""
+
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from config import COMMANDS, DefaultConfig
+from utils.options import check_usage
+
+if __name__ == "__main__":  # wrong usage and help end here, at once: torch is not loaded yet
+    sys.argv[1:] = check_usage(DefaultConfig, COMMANDS, sys.argv[1:])
+
+import fire
+import torch
+from fire.decorators import SetParseFn
+from torch.utils.data import Dataset, Subset
+from tqdm import tqdm
+
+import data
+import models
+from data.prepare import prepare_demo
+from models.basic_module import BasicModule
+from utils import checkpoint, engine, metrics, runs
+from utils.debug import pause_if_asked
+from utils.failures import one_line_failures
+from utils.meters import AverageMeter, ConfusionMeter
+from utils.report import write_report
+from utils.seed import seed_everything
+from utils.visualize import Visualizer
+
+# What a checkpoint says of itself, so that val and test need nothing else.
+FACTS = ("model", "pretrained", "dataset", "image_size", "train_data_root")
+
+
+def prepare(**options) -> Path:
+    """Get a data set and lay it out as train and test expect it; return its folder."""
+    opt = DefaultConfig(**options)
+    root = Path(opt.prepare_root or f"data/{opt.source}")
+    with tqdm(desc=f"drawing into {root}", total=opt.count + opt.count // 10, disable=None) as bar:
+        prepare_demo(root, opt.count, opt.seed, progress=lambda done, total: bar.update())
+    print(f"{root} is ready; next: python main.py train --train-data-root={root / 'train'}")
+    return root
+
+
+def train(**options) -> Path:
+    """Train a model, validating after each epoch; return the run's folder."""
+    # step 1: options and a folder for the run
+    opt = DefaultConfig(**options)
+    run = runs.new_run(opt.checkpoint_root, opt.model)
+    log, vis = runs.Log(run / "log.txt"), Visualizer(opt.env, run, opt.visdom_port)
+    runs.write_json(run / "config.json", opt.as_dict())
+    runs.write_json(run / "environment.json", runs.environment())
+
+    # step 2: data
+    device = engine.pick_device(opt.use_gpu, opt.deterministic)
+    precision = engine.Precision(opt.precision, device)
+    train_data, train_loader = build_data(opt, "train", device, log)
+    val_data, val_loader = build_data(opt, "val", device, log)
+
+    # step 3: model, loss, optimizer
+    seed_everything(opt.seed, "weights")
+    model = build_model(opt, train_data.num_classes).to(device)
+    weight = engine.balanced_weights(train_data.class_counts) if opt.balanced else None
+    criterion = engine.ClassificationLoss(weight, opt.label_smoothing, opt.focal_gamma).to(device)
+    optimizer = engine.build_optimizer(model, opt.lr, opt.weight_decay)
+    log(f"{opt.model} with {model.num_parameters:,} parameters on {device} in {precision.name}")
+
+    # step 4: train
+    train_loss, confusion = AverageMeter(), ConfusionMeter(train_data.num_classes)
+    history = []  # a row an epoch
+    for epoch in range(opt.max_epoch):
+        model.train()
+        train_loss.reset()
+        confusion.reset()
+        title = f"epoch {epoch + 1}/{opt.max_epoch}"
+        for step, (images, labels) in enumerate(train_loader.epoch(epoch, title)):
+            seed_everything(opt.seed, epoch, step)  # dropout
+            progress = (epoch + step / len(train_loader)) / opt.max_epoch
+            lr = opt.lr * engine.lr_share(opt.schedule, progress, opt.warmup)
+            engine.set_lr(optimizer, lr)
+            logits, loss = engine.train_step(
+                model,
+                images,
+                labels,
+                criterion,
+                optimizer,
+                precision,
+                opt.clip_norm,
+                opt.accumulate,
+            )
+            train_loss.add(loss)
+            confusion.add(logits, labels)
+            if (step + 1) % opt.print_freq == 0:
+                vis.plot_many({"loss": train_loss.value()[0], "lr": lr})
+            pause_if_asked(opt.debug_file)
+
+        # step 5: validate
+        val_batches = val_loader.epoch(title="val")
+        logits, labels = engine.evaluate(model, val_batches, precision, opt.debug_file)
+        summary = metrics.summarize(logits, labels)
+        row = {
+            "epoch": epoch + 1,
+            "lr": lr,
+            "train_loss": train_loss.value()[0],
+            "train_accuracy": confusion.accuracy(),
+            "val_loss": summary["log_loss"],
+            "val_accuracy": summary["accuracy"],
+        }
+        history.append(row)
+        log(", ".join(f"{name} {value:.4g}" for name, value in row.items()))
+        vis.plot_many({name: row[name] for name in ("train_accuracy", "val_loss", "val_accuracy")})
+        for line in train_loader.new_failures() + val_loader.new_failures():
+            log(line)
+        stuck = len(history) > 1 and row["val_loss"] >= history[-2]["val_loss"]
+        if opt.schedule == "plateau" and stuck:
+            opt.lr *= opt.lr_decay
+
+        # step 6: save
+        runs.write_csv(run / "metrics.csv", history)
+        state = {
+            "model": model,
+            "optimizer": optimizer,
+            "scaler": precision.scaler,
+            "history": history,
+            "options": opt.as_dict(),
+            "classes": list(train_data.classes),
+            "mean": list(train_data.mean),
+            "std": list(train_data.std),
+        }
+        checkpoint.save(run / "last.pth", **state)
+        if row["val_accuracy"] == max(row["val_accuracy"] for row in history):
+            checkpoint.save(run / "best.pth", **state)
+
+    # step 7: what the best weights do, in words and pictures
+    vis.close()
+    model.load(run / "best.pth")
+    logits, labels = engine.evaluate(model, val_loader.epoch(), precision)
+    samples, report = Subset(val_data, val_loader.readable()), run / "report.html"
+    options = opt.as_dict()
+    write_report(report, run.name, options, history, logits, labels, samples, val_data.classes)
+    log(
+        "the best epoch on val:\n"
+        + metrics.as_text(metrics.summarize(logits, labels), val_data.classes)
+    )
+    log(f"weights   {run / 'best.pth'}\nreport    {report}")
+    return run
+
+
+def val(**options) -> dict:
+    """Measure a checkpoint on the val split; return the numbers."""
+    opt, model, dataset, loader, precision = open_checkpoint(options, "val")
+    logits, labels = engine.evaluate(model, loader.epoch(title="val"), precision, opt.debug_file)
+    summary = metrics.summarize(logits, labels)
+    print(*loader.new_failures(), metrics.as_text(summary, dataset.classes), sep="\n")
+    return summary
+
+
+def test(**options) -> Path:
+    """Write `id,label` for a folder of unlabelled pictures, label = P(dog); return the file."""
+    opt, model, dataset, loader, precision = open_checkpoint(options, "test")
+    Path(opt.result_file).parent.mkdir(parents=True, exist_ok=True)  # now, not after the work
+    logits, ids = engine.evaluate(model, loader.epoch(title="test"), precision, opt.debug_file)
+    found = dict(zip(ids.tolist(), logits.softmax(dim=1)[:, -1].tolist(), strict=True))
+    unknown = 1 / dataset.num_classes  # for a picture that could not be read
+    rows = [{"id": i, "label": found.get(i, unknown)} for i in dataset.labels.tolist()]
+    runs.write_csv(opt.result_file, rows)
+    print(*loader.new_failures(), f"{len(rows):,} rows are in {opt.result_file}", sep="\n")
+    return Path(opt.result_file)
+
+
+def help() -> None:
+    """Show the commands and every option."""
+    print(DefaultConfig.table(COMMANDS))
+
+
+# What the commands share.
+
+
+def build_data(
+    opt: DefaultConfig,
+    mode: str,
+    device: torch.device,
+    log: Callable[[str], None],
+    saved: Mapping = {},
+) -> tuple[Dataset, data.Loader]:
+    """Open one split, tell what is in it and what is left out, and batch it.
+
+    `saved`: a checkpoint whose classes and normalisation the data set has to agree with.
+    """
+    root = opt.test_data_root if mode == "test" else opt.train_data_root
+    dataset = getattr(data, opt.dataset)(
+        root, mode=mode, image_size=opt.image_size, crop_scale=opt.crop_scale
+    )
+    if saved.get("classes", list(dataset.classes)) != list(dataset.classes):
+        raise checkpoint.CheckpointError(
+            f"the checkpoint tells {saved['classes']} apart, {opt.dataset} has {dataset.classes}"
+        )
+    dataset.mean, dataset.std = saved.get("mean", dataset.mean), saved.get("std", dataset.std)
+    log(dataset.describe())
+    shuffle = mode == "train"
+    return dataset, data.Loader(dataset, opt.batch_size, opt.num_workers, device, opt.seed, shuffle)
+
+
+def build_model(opt: DefaultConfig, num_classes: int) -> BasicModule:
+    """Make the model of the options, with the weights they name or new ones."""
+    model = getattr(models, opt.model)(num_classes=num_classes, dropout=opt.dropout)
+    if opt.pretrained:
+        model.match_torchvision()
+    if opt.load_model_path:
+        model.load(checkpoint.locate(opt.load_model_path))
+    elif opt.pretrained:
+        model.load_pretrained()
+    return model.to(memory_format=torch.channels_last)
+
+
+def open_checkpoint(options: dict, mode: str) -> tuple:
+    """Make ready what val and test need: options, model, data set, loader, precision.
+
+    What the checkpoint says of its model and data holds where `options` say nothing.
+    """
+    opt = DefaultConfig(**options)
+    path = checkpoint.locate(opt.load_model_path or runs.newest_run(opt.checkpoint_root))
+    contents = checkpoint.read(path)
+    saved = contents.get("options", {})  # a bare state dict has none
+    facts = {name: saved[name] for name in FACTS if name in saved}
+    opt = DefaultConfig(**facts | options | {"load_model_path": path})
+    print(f"checkpoint {path}")
+    device = engine.pick_device(opt.use_gpu, opt.deterministic)
+    dataset, loader = build_data(opt, mode, device, print, contents)
+    model = build_model(opt, dataset.num_classes).to(device)
+    return opt, model, dataset, loader, engine.Precision(opt.precision, device)
+
+
+if __name__ == "__main__":
+    with one_line_failures("--traceback=True" in sys.argv):
+        fire.Fire(
+            {name: SetParseFn(str)(globals()[name]) for name in COMMANDS},
+            serialize=lambda result: None,
+        )

@@ -1,0 +1,69 @@
+"""SqueezeNet 1.1 (Iandola et al., 2016, arXiv:1602.07360): 0.7 million parameters."""
+
+import torch
+from torch import Tensor, nn
+
+from .basic_module import BasicModule
+
+
+class Fire(nn.Module):
+    """Squeeze to few channels, then expand by 1 x 1 and 3 x 3 filters side by side.
+
+    Where as many channels come out as came in, they are added: the paper's simple bypass.
+    """
+
+    def __init__(self, in_channels: int, squeeze: int, expand: int) -> None:
+        super().__init__()
+        self.squeeze = nn.Conv2d(in_channels, squeeze, kernel_size=1)
+        self.expand1x1 = nn.Conv2d(squeeze, expand, kernel_size=1)
+        self.expand3x3 = nn.Conv2d(squeeze, expand, kernel_size=3, padding=1)
+        self.bypass = in_channels == 2 * expand
+
+    def forward(self, x: Tensor) -> Tensor:  # (N, in_channels, H, W)
+        squeezed = self.squeeze(x).relu()
+        out = torch.cat([self.expand1x1(squeezed), self.expand3x3(squeezed)], dim=1)
+        return (out + x if self.bypass else out).relu()  # (N, 2 expand, H, W)
+
+
+class SqueezeNet(BasicModule):
+    """Images (N, 3, H, W), any size from 64 up, to logits (N, K).
+
+    Parameters and their names are torchvision's `squeezenet1_1`. Two things differ, so that it
+    learns from scratch: no ReLU stands on the logits (with it, training sits at a loss of ln K for
+    epochs), and the bypass, which `match_torchvision` takes out again.
+    """
+
+    pretrained_url = "https://download.pytorch.org/models/squeezenet1_1-b8a52dc0.pth"
+    head = "classifier"
+
+    def __init__(self, num_classes: int, dropout: float = 0.5) -> None:
+        super().__init__()
+        self.features = nn.Sequential(
+            nn.Conv2d(3, 64, kernel_size=3, stride=2),
+            nn.ReLU(),
+            nn.MaxPool2d(3, stride=2, ceil_mode=True),
+            Fire(64, 16, 64),
+            Fire(128, 16, 64),
+            nn.MaxPool2d(3, stride=2, ceil_mode=True),
+            Fire(128, 32, 128),
+            Fire(256, 32, 128),
+            nn.MaxPool2d(3, stride=2, ceil_mode=True),
+            Fire(256, 48, 192),
+            Fire(384, 48, 192),
+            Fire(384, 64, 256),
+            Fire(512, 64, 256),
+        )
+        self.classifier = nn.Sequential(nn.Dropout(dropout), nn.Conv2d(512, num_classes, 1))
+        for layer in self.modules():
+            if isinstance(layer, nn.Conv2d):
+                nn.init.kaiming_uniform_(layer.weight)
+                nn.init.zeros_(layer.bias)
+        nn.init.normal_(self.classifier[1].weight, std=0.01)  # first loss: ln K
+
+    def forward(self, images: Tensor) -> Tensor:
+        logits = self.classifier(self.features(images))  # (N, K, h, w)
+        return logits.mean(dim=(2, 3))  # (N, K)
+
+    def match_torchvision(self) -> None:
+        for layer in self.features:
+            layer.bypass = False

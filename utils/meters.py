@@ -1,0 +1,69 @@
+"""torchnet's meters with its traps closed; the one file that imports torchnet.
+
+Tensors are kept as they come, on their device, and read only in `value()`: a step never waits.
+"""
+
+import numpy as np
+import torch
+from torch import Tensor
+from torchnet import meter
+
+
+class AverageMeter:
+    """Mean and standard deviation over pictures; a batch counts by its size."""
+
+    def __init__(self) -> None:
+        self.meter = meter.AverageValueMeter()
+        self.pending: list[Tensor] = []
+
+    def reset(self) -> None:
+        self.meter.reset()
+        self.pending.clear()
+
+    def add(self, values: Tensor) -> None:
+        """Take one value a picture: (N,)."""
+        self.pending.append(values.detach())
+
+    def value(self) -> tuple[float, float]:
+        """Return (mean, standard deviation) of all pictures since `reset`; nan without any."""
+        for value in torch.cat(self.pending).tolist() if self.pending else []:
+            self.meter.add(value)  # one by one: add(mean, n) would take the mean for a sum
+        self.pending.clear()
+        mean, std = self.meter.value()
+        return float(mean), float(std)
+
+
+class ConfusionMeter:
+    """How often each class (row) was taken for each class (column)."""
+
+    def __init__(self, num_classes: int) -> None:
+        self.meter = meter.ConfusionMeter(num_classes)
+        self.pending: list[tuple[Tensor, Tensor]] = []
+
+    def reset(self) -> None:
+        self.meter.reset()
+        self.pending.clear()
+
+    def add(self, logits: Tensor, labels: Tensor) -> None:
+        """Take logits (N, K) of any float type and labels (N,); N may be 1."""
+        self.pending.append((logits.detach(), labels))
+
+    def value(self) -> np.ndarray:
+        """Return a copy of the counts (K, K).
+
+        Raises FloatingPointError for logits that are not finite, ValueError for unknown labels.
+        """
+        if self.pending:
+            logits, labels = (torch.cat(parts).cpu() for parts in zip(*self.pending, strict=True))
+            self.pending.clear()
+            if not logits.isfinite().all():
+                raise FloatingPointError("the logits are not finite: training diverged; lower --lr")
+            if not ((labels >= 0) & (labels < self.meter.k)).all():
+                raise ValueError(f"labels are not all within 0 … {self.meter.k - 1}")
+            self.meter.add(logits.argmax(dim=1), labels)
+        return self.meter.value().copy()
+
+    def accuracy(self) -> float:
+        """Return the share of right answers, nan without any."""
+        counts = self.value()
+        return float(counts.trace() / counts.sum()) if counts.sum() else float("nan")

@@ -1,0 +1,90 @@
+"""A run's folder and the text files in it. No torch here."""
+
+import csv
+import json
+import os
+import platform
+import subprocess
+import sys
+import time
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+PROJECT = Path(__file__).resolve().parent.parent
+PACKAGES = ("torch", "torchvision", "numpy", "pillow", "fire", "visdom", "torchnet", "tensorboard")
+
+
+def new_run(root: str | Path, name: str) -> Path:
+    """Make `<root>/<name>_<YYYYmmdd_HHMMSS>`, a folder that no other run has."""
+    stem = f"{name}_{time.strftime('%Y%m%d_%H%M%S')}"
+    for number in range(1, 1000):
+        folder = Path(root) / (stem if number == 1 else f"{stem}_{number}")
+        try:
+            folder.mkdir(parents=True)
+            return folder
+        except FileExistsError:  # a run that began in the same second
+            continue
+    raise FileExistsError(f"{root} has a thousand runs named {stem}")
+
+
+def newest_run(root: str | Path) -> Path:
+    """Find the run under `root` that saved a checkpoint last."""
+    saved = [path for path in Path(root).glob("*/last.pth")]
+    if not saved:
+        raise FileNotFoundError(
+            f"there is no run in {root} yet; train one, or give --load-model-path=PATH"
+        )
+    return max(saved, key=lambda path: path.stat().st_mtime).parent
+
+
+def write_json(path: Path, contents: Any) -> None:
+    path.write_text(json.dumps(contents, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def write_csv(path: str | Path, rows: list[dict[str, Any]]) -> None:
+    """Write the rows, whose keys are the header, so that the file is whole at any moment."""
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.tmp")
+    with open(temporary, "w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, fieldnames=list(rows[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+    os.replace(temporary, path)
+
+
+def environment() -> dict[str, Any]:
+    """Tell what this run ran on, enough to repeat it."""
+    versions = {}
+    for package in PACKAGES:
+        try:
+            versions[package] = version(package)
+        except PackageNotFoundError:
+            versions[package] = None
+    describe = ["git", "-C", str(PROJECT), "describe", "--always", "--dirty", "--abbrev=40"]
+    try:
+        commit = subprocess.check_output(describe, text=True, stderr=subprocess.DEVNULL).strip()
+    except (OSError, subprocess.CalledProcessError):  # no git, or not a clone
+        commit = None
+    return {
+        "command": sys.argv,
+        "git_commit": commit,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "cores": os.cpu_count(),
+        "packages": versions,
+    }
+
+
+class Log:
+    """Print lines without breaking a progress bar, and keep them in a file."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __call__(self, line: str) -> None:
+        tqdm.write(line)
+        with open(self.path, "a", encoding="utf-8") as file:
+            file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {line}\n")

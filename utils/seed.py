@@ -1,0 +1,42 @@
+"""Randomness as a function of named things: nothing depends on what was drawn before."""
+
+import hashlib
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+
+
+def seed_of(*key: int | str) -> int:
+    """Mix the key into a 63-bit seed, the same on every machine and in every process."""
+    digest = hashlib.blake2b(repr(key).encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little") >> 1
+
+
+def seed_everything(*key: int | str) -> None:
+    """Seed Python, NumPy and torch (all devices) by the key, as `seed_everything(0, epoch, step)`.
+
+    Called before each step, it leaves no random state to save: a step is a function of its key.
+    """
+    seed = seed_of(*key)
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
+
+
+@contextmanager
+def seeded(*key: int | str) -> Iterator[None]:
+    """Seed everything by the key for a while, then put the CPU's random states back."""
+    states = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    seed = seed_of(*key)
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.default_generator.manual_seed(seed)
+    try:
+        yield
+    finally:
+        random.setstate(states[0])
+        np.random.set_state(states[1])
+        torch.set_rng_state(states[2])
