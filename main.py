@@ -77,7 +77,7 @@ def train(**options) -> Path:
         train_loss.reset()
         confusion.reset()
         title = f"epoch {epoch + 1}/{opt.max_epoch}"
-        for step, (images, labels) in enumerate(train_loader.epoch(epoch, title)):
+        for step, images, labels in train_loader.epoch(epoch, title):
             seed_everything(opt.seed, epoch, step)  # dropout
             progress = (epoch + step / len(train_loader)) / opt.max_epoch
             lr = opt.lr * engine.lr_share(opt.schedule, progress, opt.warmup)

@@ -13,8 +13,6 @@ from utils.seed import seed_of, seeded
 from .sampler import EpochSampler
 from .transforms import normalize
 
-Batch = tuple[Tensor, Tensor]
-
 
 class Loader:
     """Batches of a data set: normalised images (N, 3, H, W) and labels (N,), on `device`.
@@ -54,16 +52,18 @@ class Loader:
     def __len__(self) -> int:
         return len(self.batches)
 
-    def epoch(self, epoch: int = 0, title: str = "") -> Iterator[Batch]:
-        """Go through the data set once, with a progress bar called `title` on a terminal.
+    def epoch(self, epoch: int = 0, title: str = "") -> Iterator[tuple[int, Tensor, Tensor]]:
+        """Go through the data set once, by (step, images, labels); a bar with a title shows it.
 
-        channels_last is the layout in which convolutions are fastest, on the CPU and on a GPU.
+        A step none of whose pictures could be read does not come.
         """
         self.sampler.epoch = epoch
-        for batch in tqdm(self.batches, title, leave=False, disable=None if title else True):
+        bar = tqdm(self.batches, title, leave=False, disable=None if title else True)
+        for step, batch in enumerate(bar):
             if batch is not None:
                 images, labels = (part.to(self.device, non_blocking=True) for part in batch)
-                yield self.normalize(images).contiguous(memory_format=torch.channels_last), labels
+                images = self.normalize(images).contiguous(memory_format=torch.channels_last)
+                yield step, images, labels  # channels_last: the layout convolutions are fastest in
 
     def readable(self) -> list[int]:
         """List the samples that have not failed, in the order of an unshuffled epoch."""
@@ -103,7 +103,7 @@ class Guarded(Dataset):
         return f"sample {index} could not be read for a while"
 
 
-def collate(samples: list[tuple[Tensor, int] | None]) -> Batch | None:
+def collate(samples: list[tuple[Tensor, int] | None]) -> tuple[Tensor, Tensor] | None:
     """Stack the samples that could be read; None if there is not one."""
     readable = [sample for sample in samples if sample is not None]
     return default_collate(readable) if readable else None

@@ -11,7 +11,7 @@ from torch.optim import Optimizer
 
 from utils.debug import pause_if_asked
 
-Batches = Iterable[tuple[Tensor, Tensor]]
+Batches = Iterable[tuple[int, Tensor, Tensor]]  # step, images (N, 3, H, W), labels (N,)
 
 
 def train_step(
@@ -53,7 +53,7 @@ def evaluate(
     was_training = model.training
     model.eval()
     parts = []
-    for images, labels in batches:
+    for _, images, labels in batches:
         with precision.autocast:
             logits = model(images)  # (N, K)
         parts.append((logits.float(), labels))
