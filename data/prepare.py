@@ -12,8 +12,9 @@ KINDS = ("cat", "dog")  # the index is the label
 TEST_SEEDS = 10**6  # training pictures use the seeds below, test pictures those from here on
 
 
-def save(path: Path, kind: str, seed: int) -> None:
-    """Draw one picture into a JPEG file."""
+def save(job: tuple[Path, str, int]) -> None:
+    """Draw the picture of a kind and a seed into a JPEG file."""
+    path, kind, seed = job
     draw(kind, seed).save(path, quality=90)
 
 
@@ -28,7 +29,7 @@ def prepare_demo(
     `progress` is called with the number of pictures written and their total.
     Raises FileExistsError if `root` holds files; a killed run leaves no `root`.
     """
-    root = Path(root)
+    root = Path(root).resolve()
     if root.exists() and (not root.is_dir() or any(root.iterdir())):
         raise FileExistsError(f"{root} already exists: delete it or name another folder")
     root.parent.mkdir(parents=True, exist_ok=True)
@@ -48,7 +49,9 @@ def prepare_demo(
             jobs.append((build / "test1" / f"{n}.jpg", KINDS[label], first + TEST_SEEDS + n))
         (build / "test1_labels.csv").write_text("".join(rows))
         with ProcessPoolExecutor() as pool:
-            for done, _ in enumerate(pool.map(save, *zip(*jobs), chunksize=16), start=1):
+            for done, _ in enumerate(pool.map(save, jobs, chunksize=16), start=1):
                 if progress:
                     progress(done, len(jobs))
-        build.replace(root)
+        if root.exists():
+            root.rmdir()  # it is empty, and Windows renames onto nothing that exists
+        build.rename(root)

@@ -30,7 +30,7 @@ EARS = {
     "folded": [(-0.42, 0), (-0.2, -0.3), (0.25, -0.35), (0.5, 0.1), (0.1, 0.1), (0, 0.2)],
     "hanging": [(-0.35, -0.1), (0.1, -0.25), (0.4, 0.3), (0.4, 1.2), (0.05, 1.2), (-0.05, 0.4)],
     "tipped": [(-0.45, 0), (-0.2, -0.5), (0.3, -0.45), (0.6, 0.3), (0.4, 0.35), (0.1, 0.1)],
-    "round": [(-0.4, 0), (-0.3, -0.4), (0.05, -0.55), (0.4, -0.3), (0.35, 0.1), (0, 0.3)],
+    "spread": [(-0.4, 0), (-0.1, -0.35), (0.5, -0.3), (0.8, 0.05), (0.45, 0.2), (0, 0.3)],
 }
 CIRCLE = np.array([(math.cos(k * math.pi / 12), math.sin(k * math.pi / 12)) for k in range(24)])
 THINGS = [
@@ -81,9 +81,8 @@ class Pen:
     def blob(self, points: Points, paint: Color | Fur) -> None:
         """Fill the smooth closed curve through the points."""
         p = np.asarray(points, float)
-        neighbours = np.stack([np.roll(p, 1, 0), p, np.roll(p, -1, 0), np.roll(p, -2, 0)])
-        curve = np.tensordot(neighbours, BASIS, (0, 1))  # (points, 2, steps)
-        self.polygon(curve.transpose(0, 2, 1).reshape(-1, 2), paint)
+        around = p[(np.arange(len(p))[:, None] + (-1, 0, 1, 2)) % len(p)]  # (points, 4, 2)
+        self.polygon((BASIS @ around).reshape(-1, 2), paint)
 
     def oval(self, x: float, y: float, rx: float, ry: float, paint: Color | Fur) -> None:
         """Fill an ellipse around x, y."""
@@ -206,7 +205,7 @@ def draw_ear(
     ear.blob(np.array(EARS[name]) * (side * w * (1 - 0.35 * turn * (side > 0)), h), paint)
 
 
-def draw_skull(pen: Pen, w: float, h: float, fur: Image.Image) -> None:
+def draw_skull(pen: Pen, w: float, h: float, fur: Fur) -> None:
     """Draw a head without its features."""
     half = [(0.35 * w, -h), (0.85 * w, -0.55 * h), (w, 0.1), (0.65 * w, 0.95 * h)]
     pen.blob([*half, *((-x, y) for x, y in reversed(half))], fur)
@@ -253,7 +252,7 @@ def draw_cat(pen: Pen, turn: float, coat: Coat, rng: random.Random) -> None:
 def draw_dog(pen: Pen, turn: float, coat: Coat, rng: random.Random) -> None:
     """Draw a dog's head: a long muzzle, a big nose, some breed's ears and perhaps a tongue."""
     fur, shade, light = coat
-    breed = rng.choices(["hanging", "tipped", "round", "pointed"], [11, 5, 3, 1])[0]
+    breed = rng.choices(["hanging", "tipped", "spread", "pointed"], [11, 5, 3, 1])[0]
     w, h, paint = rng.uniform(0.8, 1.2), rng.uniform(0.8, 1.2), rng.choice([fur, shade, shade])
     draw_ear(pen, breed, 1, turn, w, h, paint)
     if breed != "hanging":
@@ -270,7 +269,8 @@ def draw_dog(pen: Pen, turn: float, coat: Coat, rng: random.Random) -> None:
     bridge = [(x - 0.32, y - 0.1), (0.45 * turn - 0.22, -0.2), (0.45 * turn + 0.22, -0.2)]
     pen.blob([*muzzle, *bridge], light)
     for side in (-1, 1):
-        pen.band([(x, y), (x, y + 0.2), (x + side * 0.3, y + 0.3)], 0.03, 0.03, INK)
+        smile = [(x, y), (x + side * 0.08, y + 0.27), (x + side * 0.32, y + 0.22)]
+        pen.band(smile, 0.03, 0.03, INK)
     pen.oval(x + 0.1 * turn, y - 0.06, nose, 0.7 * nose, INK)
     pen.oval(x + 0.1 * turn - 0.07, y - 0.12, 0.06, 0.04, (150, 150, 150))
     if breed == "hanging":
@@ -283,8 +283,8 @@ def draw_animal(image: Image.Image, kind: str, rng: random.Random) -> None:
     left, top, right, bottom = POSES[pose]
     fit = min(image.width / (right - left), image.height / (bottom - top))
     unit, flip = fit * rng.uniform(0.8, 1.05), rng.choice([-1, 1])
-    x = image.width * rng.uniform(0.44, 0.56) - flip * unit * (left + right) / 2
-    y = image.height * rng.uniform(0.44, 0.56) - unit * (top + bottom) / 2
+    x = image.width * rng.uniform(0.42, 0.58) - flip * unit * (left + right) / 2
+    y = image.height * rng.uniform(0.42, 0.58) - unit * (top + bottom) / 2
     coat = draw_coat(image.size, unit, rng)
     ink = vary(coat[0].getpixel((0, 0)), rng, 5, 0.45)
     frame = unit * rotation(rng.gauss(0, 0.1)) * (flip, 1)
@@ -318,7 +318,7 @@ def expose(image: Image.Image, rng: random.Random) -> Image.Image:
 
 
 def draw(kind: str, seed: int) -> Image.Image:
-    """Draw the picture named by `kind` ("cat" or "dog") and `seed`: the same on every machine."""
+    """Draw the picture named by `kind` ("cat" or "dog") and `seed`: RGB, 160-220 pixels a side."""
     rng = random.Random(f"{kind} {seed}")
     size = SCALE * rng.randint(160, 220), SCALE * rng.randint(160, 220)
     image = draw_background(size, rng)

@@ -51,8 +51,10 @@ class BasicModule(nn.Module):
 
     def load_weights(self, state: Mapping[str, Tensor], source: str | Path = "state dict") -> None:
         """Copy `state` in, whole and of the right shapes, or change nothing and raise."""
-        state = {book_name(name): value for name, value in state.items()}
         own = self.state_dict()
+        # torchvision's and other old files do not count the batches of BatchNorm.
+        counters = {n: torch.zeros_like(v) for n, v in own.items() if n.endswith("_tracked")}
+        state = counters | {book_name(name): value for name, value in state.items()}
         shapes = {name: tuple(value.shape) for name, value in own.items()}
         found = {name: tuple(getattr(value, "shape", ())) for name, value in state.items()}
         wrong = [

@@ -2,6 +2,7 @@
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from .basic_module import BasicModule
 
@@ -9,7 +10,8 @@ from .basic_module import BasicModule
 class Fire(nn.Module):
     """Squeeze to few channels, then expand by 1 x 1 and 3 x 3 filters side by side.
 
-    Where as many channels come out as came in, they are added: the paper's simple bypass.
+    What came in is added to what comes out, its missing channels taken as 0: the paper's bypass,
+    at every module, with the shortcut without parameters of He et al. (2015).
     """
 
     def __init__(self, in_channels: int, squeeze: int, expand: int) -> None:
@@ -17,12 +19,15 @@ class Fire(nn.Module):
         self.squeeze = nn.Conv2d(in_channels, squeeze, kernel_size=1)
         self.expand1x1 = nn.Conv2d(squeeze, expand, kernel_size=1)
         self.expand3x3 = nn.Conv2d(squeeze, expand, kernel_size=3, padding=1)
-        self.bypass = in_channels == 2 * expand
+        self.missing_channels = 2 * expand - in_channels
+        self.bypass = True
 
     def forward(self, x: Tensor) -> Tensor:  # (N, in_channels, H, W)
         squeezed = self.squeeze(x).relu()
         out = torch.cat([self.expand1x1(squeezed), self.expand3x3(squeezed)], dim=1)
-        return (out + x if self.bypass else out).relu()  # (N, 2 expand, H, W)
+        if self.bypass:
+            out = out + F.pad(x, (0, 0, 0, 0, 0, self.missing_channels))
+        return out.relu()  # (N, 2 expand, H, W)
 
 
 class SqueezeNet(BasicModule):

@@ -7,6 +7,7 @@ arguments, so wrong usage is found here first, before anything is loaded or writ
 import ast
 import difflib
 import inspect
+import os
 import re
 import sys
 from collections.abc import Mapping, Sequence
@@ -193,7 +194,7 @@ def check_usage(
         inputs = [name for name in given if InputPath in (hints[name], *get_args(hints[name]))]
         for name in filter(None, [commands[command][1], *inputs]):
             path = getattr(opt, name)
-            if path is not None and not Path(path).exists():
+            if path is not None and not os.path.exists(path):  # also False for an odd name
                 raise UsageError(f"{path} does not exist; give the right path: {flag(name)}=PATH")
         return [command, *(f"--{name}={getattr(opt, name)}" for name in given)]
     except UsageError as error:
