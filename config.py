@@ -43,19 +43,19 @@ class DefaultConfig(Options):
         None  # run folder or .pth; val and test: None is the newest run
     )
     pretrained: bool = False  # start from torchvision's ImageNet weights (downloads them once)
-    dropout: Fraction = 0.2  # share of features dropped before the classifier, in training alone
+    dropout: Fraction = 0.1  # share of features dropped before the classifier, in training alone
 
     # Training
     max_epoch: PositiveInt = 12  # passes over the training pictures
     batch_size: PositiveInt = 32  # pictures a step
     accumulate: PositiveInt = 1  # parts a batch is split into; more saves memory, same result
-    lr: PositiveFloat = 3e-3  # peak learning rate; three times lower when the loss jumps
+    lr: PositiveFloat = 2e-3  # peak learning rate; three times lower when the loss jumps
     schedule: Literal["one_cycle", "plateau"] = "one_cycle"  # how the learning rate goes
-    warmup: Fraction = 0.1  # share of the run in which the rate rises (one_cycle)
+    warmup: Fraction = 0.15  # share of the run in which the rate rises (one_cycle)
     lr_decay: Fraction = 0.5  # lr = lr * lr_decay when the val loss has not fallen (plateau)
-    weight_decay: Fraction = 0.02  # decoupled (AdamW); on weights, not on biases and norms
+    weight_decay: Fraction = 0.05  # decoupled (AdamW); on weights, not on biases and norms
     clip_norm: PositiveFloat | None = 1.0  # longest gradient a step may take; None: any
-    label_smoothing: Fraction = 0.05  # share of each label spread over all classes
+    label_smoothing: Fraction = 0.0  # share of each label spread over all classes
     focal_gamma: NotNegative = 0.0  # focal loss: 2 looks at the hard pictures; 0 is cross-entropy
     balanced: bool = False  # weigh classes by 1 / their count, so that rare ones count as much
     seed: WholeNumber = 0  # same seed, same run, bit for bit

@@ -50,7 +50,7 @@ class ResNet34(BasicModule):
         for layer in self.modules():
             if isinstance(layer, nn.Conv2d):
                 nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
-        nn.init.normal_(self.fc.weight, std=0.01)  # first loss: ln K
+        nn.init.normal_(self.fc.weight, std=0.001)  # first loss: ln K
         nn.init.zeros_(self.fc.bias)
 
     def forward(self, images: Tensor) -> Tensor:

@@ -61,9 +61,13 @@ class SqueezeNet(BasicModule):
         self.classifier = nn.Sequential(nn.Dropout(dropout), nn.Conv2d(512, num_classes, 1))
         for layer in self.modules():
             if isinstance(layer, nn.Conv2d):
-                nn.init.kaiming_uniform_(layer.weight)
+                nn.init.kaiming_normal_(layer.weight)
                 nn.init.zeros_(layer.bias)
-        nn.init.normal_(self.classifier[1].weight, std=0.01)  # first loss: ln K
+        for layer in self.features:
+            if isinstance(layer, Fire):  # starts near the identity, so that depth costs no signal
+                layer.expand1x1.weight.data *= 0.25
+                layer.expand3x3.weight.data *= 0.25
+        nn.init.normal_(self.classifier[1].weight, std=0.001)  # first loss: ln K
 
     def forward(self, images: Tensor) -> Tensor:
         logits = self.classifier(self.features(images))  # (N, K, h, w)

@@ -17,7 +17,8 @@ def pause_if_asked(debug_file: str | None) -> None:
     if debug_file is None or not asked(debug_file):
         return
     Path(debug_file).unlink()
-    if not (sys.stdin.isatty() and sys.stdout.isatty()):
+    streams = (sys.stdin, sys.stdout)  # None where the caller has closed them
+    if not all(stream is not None and stream.isatty() for stream in streams):
         tqdm.write(f"{debug_file} was touched, but there is no terminal to debug at; going on")
         return
     frame = sys._getframe(1)

@@ -105,7 +105,7 @@ def build_optimizer(model: nn.Module, lr: float, weight_decay: float) -> Optimiz
         {"params": [p for p in trainable if p.ndim > 1], "weight_decay": weight_decay},
         {"params": [p for p in trainable if p.ndim <= 1], "weight_decay": 0.0},
     ]
-    return torch.optim.AdamW(groups, lr=lr, fused=True)
+    return torch.optim.AdamW(groups, lr=lr, betas=(0.9, 0.99), fused=True)
 
 
 def lr_share(schedule: str, progress: float, warmup: float) -> float:

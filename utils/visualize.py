@@ -4,11 +4,14 @@ Nothing here can stop or slow a run: visdom is fed by a thread of its own from a
 """
 
 import html
+import logging
 import queue
 import threading
 import time
 from collections import defaultdict
 from collections.abc import Callable, Mapping
+from contextlib import suppress
+from functools import partial
 from http.client import HTTPConnection, HTTPException
 from pathlib import Path
 from typing import Any
@@ -37,7 +40,7 @@ class Visualizer:
         self.text = ""
         self.port = port
         self.writer = SummaryWriter(str(log_dir)) if log_dir else None
-        self.tasks: queue.Queue[tuple[Callable, tuple, dict]] = queue.Queue(maxsize=1000)
+        self.tasks: queue.Queue[tuple[Callable, tuple, dict] | None] = queue.Queue(maxsize=1000)
         self.vis = connect(env, port)
         threading.Thread(target=self._work, daemon=True).start()
 
@@ -104,13 +107,23 @@ class Visualizer:
         deadline = time.monotonic() + SECONDS_TO_FINISH
         while self.tasks.unfinished_tasks and self.connected and time.monotonic() < deadline:
             time.sleep(0.01)
+        self.vis = NullVisdom()
+        with suppress(queue.Full):
+            self.tasks.put_nowait(None)  # the thread ends
         if self.writer:
             self.writer.close()
 
     def __getattr__(self, name: str) -> Any:
         if name == "vis":  # not made yet: looking further would never end
             raise AttributeError(name)
-        return getattr(self.vis, name)
+        found = getattr(self.vis, name)
+        return partial(self._native, found) if callable(found) else found
+
+    def _native(self, call: Callable, *args: Any, **kwargs: Any) -> Any:
+        try:
+            return call(*args, **kwargs)
+        except OSError as error:  # the server's fault; a wrong argument is the caller's to know
+            self._give_up(type(error).__name__)
 
     def _send(self, call: str, *args: Any, **kwargs: Any) -> None:
         if self.connected:
@@ -120,10 +133,10 @@ class Visualizer:
                 self._give_up("too slow")
 
     def _work(self) -> None:
-        while True:
-            call, args, kwargs = self.tasks.get()
+        for call, args, kwargs in iter(self.tasks.get, None):
             try:
-                call(*args, **kwargs)
+                if self.connected:
+                    call(*args, **kwargs)
             except Exception as error:  # whatever a dying server makes its client raise
                 self._give_up(type(error).__name__)
             self.tasks.task_done()
@@ -153,8 +166,14 @@ def connect(env: str, port: int | None) -> Any:
         return NullVisdom()
     import visdom  # slow to load, so only when somebody listens
 
+    logging.getLogger("visdom").setLevel(logging.ERROR)  # it warns of what we ask for
+
+    class Client(visdom.Visdom):
+        def _handle_post(self, url: str, data: str | None = None) -> str:
+            return self.session.post(url, data=data, timeout=SECONDS_TO_FINISH).text
+
     try:
-        return visdom.Visdom(
+        return Client(
             server="http://127.0.0.1",
             port=port,
             env=env,
