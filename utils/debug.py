@@ -16,7 +16,10 @@ def pause_if_asked(debug_file: str | None) -> None:
     """
     if debug_file is None or not asked(debug_file):
         return
-    Path(debug_file).unlink()
+    try:
+        Path(debug_file).unlink()
+    except OSError:  # gone already, or not to be removed: it would stop every step from now on
+        return
     streams = (sys.stdin, sys.stdout)  # None where the caller has closed them
     if not all(stream is not None and stream.isatty() for stream in streams):
         tqdm.write(f"{debug_file} was touched, but there is no terminal to debug at; going on")

@@ -1,0 +1,723 @@
+"""The data: what counts as a picture, who is in which split, what a broken file does."""
+
+import csv
+import inspect
+import io
+import os
+import random
+import re
+import struct
+import unittest
+import zlib
+from itertools import combinations
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import data
+from data import DogCat, Loader
+from data.dataset import MAX_PIXELS, UnreadableImage, read_image
+from data.prepare import prepare_demo
+from data.sampler import EpochSampler
+from data.synthetic import draw
+from data.transforms import eval_transforms, train_transforms
+from tests.templates import DataTestsMixin
+from utils.options import imported_names
+
+DATASETS = [
+    name
+    for name in imported_names("data")  # what --dataset takes
+    if "mode" in inspect.signature(getattr(data, name).__init__).parameters
+]
+
+
+class Drawn(DataTestsMixin):
+    """The mixin over the drawn pictures."""
+
+    num_samples = 60
+
+    @pytest.fixture(autouse=True)
+    def _pictures(self, pictures):
+        self.root = pictures / "train"
+
+    def make_dataset(self, mode):
+        return getattr(data, self.dataset)(self.root, mode=mode, image_size=self.image_size)
+
+
+# A data set that reads the layout of the drawn pictures gets these tests by its import line.
+for name in DATASETS:
+    case = type(f"Test{name}", (unittest.TestCase, Drawn), {"dataset": name})
+    globals()[case.__name__] = case
+del case
+
+
+class Careless(DogCat):
+    """DogCat with one fault at a time."""
+
+    def __init__(self, root, mode, fault):
+        # val pictures augmented, train pictures not
+        wrong_mode = {"train": "val", "val": "train"}[mode] if fault == "augments val" else mode
+        super().__init__(root, mode=wrong_mode, image_size=32)
+        if fault == "leaks":
+            everything = DogCat(root, mode="train", image_size=32, val_share=0)
+            self.names, self.labels = everything.names, everything.labels
+        elif fault == "one class":
+            self.labels = np.zeros_like(self.labels)
+        elif fault == "raw":
+            self.mean, self.std = (0, 0, 0), (1, 1, 1)
+        elif fault == "drops one" and mode == "val":
+            self.names, self.labels = self.names[1:], self.labels[1:]
+        self.fault, self.count = fault, 0
+
+    def __getitem__(self, index):
+        image, label = super().__getitem__(index)
+        self.count += 1  # a worker has a count of its own
+        if self.fault == "counts":
+            image = image.roll(self.count, dims=1)
+        return {
+            "grey": (image[:1], label),
+            "floats": (image / 255, label),
+            "label from 1": (image, label + 1),
+        }.get(self.fault, (image, label))
+
+
+@pytest.mark.parametrize(
+    ("fault", "caught_by"),
+    [
+        ("augments val", "test_only_training_pictures_are_augmented"),
+        ("leaks", "test_splits_are_disjoint_and_complete"),
+        ("drops one", "test_splits_are_disjoint_and_complete"),
+        ("one class", "test_every_split_has_every_class"),
+        ("raw", "test_normalised_images_lie_around_zero"),
+        ("counts", "test_workers_change_nothing"),
+        ("grey", "test_a_sample_is_a_square_uint8_image_and_a_label_in_range"),
+        ("floats", "test_a_sample_is_a_square_uint8_image_and_a_label_in_range"),
+        ("label from 1", "test_a_sample_is_a_square_uint8_image_and_a_label_in_range"),
+        ("", None),
+    ],
+)
+def test_the_mixin_catches(fault, caught_by, pictures):
+    facts = {
+        "num_samples": 60,
+        "make_dataset": lambda self, mode: Careless(pictures / "train", mode, fault),
+    }
+    case = type("Case", (unittest.TestCase, DataTestsMixin), facts)
+    result = unittest.TestResult()
+    if caught_by:
+        unittest.TestSuite([case(caught_by)]).run(result)
+        assert result.failures and not result.errors
+    else:
+        unittest.defaultTestLoader.loadTestsFromTestCase(case).run(result)
+        assert result.wasSuccessful() and result.testsRun == 6
+
+
+# Which files are pictures, and what they show.
+
+
+def fill(root: Path, *names: str) -> Path:
+    root.mkdir(exist_ok=True)
+    for number, name in enumerate(names):
+        Image.new("RGB", (8, 8), (number, 0, 0)).save(root / name, "JPEG")
+    return root
+
+
+def names_of(dataset: DogCat) -> list[str]:
+    return [name.decode() for name in dataset.names]
+
+
+def everything(root: Path) -> DogCat:
+    """Open a folder without setting pictures apart for val."""
+    return DogCat(root, mode="train", val_share=0.0, image_size=64)
+
+
+def test_only_names_of_the_pattern_count_and_the_others_are_named(tmp_path):
+    good = ["cat.2.jpg", "cat.10.JPG", "Cat.3.jpeg", "dog.2.Jpg", "DOG.4.png", "dog.5.webp"]
+    good += ["dog.6.bmp", "cat.007.jpg"]
+    bad = ["hotdog.1.jpg", "cat.jpg", "cat.1.jpgx", "dogcat.1.jpg", "cat.-1.jpg", "cat. 1.jpg"]
+    bad += ["cat.١.jpg", "cat.²2.jpg", "cat.1.2.jpg", "cat_1.jpg", "1.jpg", "bird.1.jpg"]
+    bad += ["cat.1234567890123456789.jpg"] + ["cat.1.jpg\n"] * (os.name != "nt")
+    root = fill(
+        tmp_path / "set", *good, *bad, ".DS_Store", "Thumbs.db", "desktop.ini", "._cat.9.jpg"
+    )
+    (root / "cat.1.txt").write_text("cat")
+    (root / "cat.5.jpg").mkdir()
+    dataset = everything(root)
+    assert names_of(dataset) == [
+        "cat.2.jpg",
+        "Cat.3.jpeg",
+        "cat.007.jpg",
+        "cat.10.JPG",
+        "dog.2.Jpg",
+        "DOG.4.png",
+        "dog.5.webp",
+        "dog.6.bmp",
+    ]
+    assert dataset.labels.tolist() == [0] * 4 + [1] * 4  # 1 is a dog
+    assert dataset.classes[1] == "dog"
+    assert dataset.rejected == {
+        **dict.fromkeys([*bad, "cat.1.txt"], "its name does not fit"),
+        "cat.5.jpg": "it is not a file",
+    }
+
+
+def test_the_label_belongs_to_the_picture(pictures):
+    dataset = everything(pictures / "train")
+    assert len(dataset) == 60 and dataset.class_counts == [30, 30]
+    for index, name in enumerate(names_of(dataset)):
+        assert dataset[index][1] == dataset.labels[index] == name.startswith("dog")
+
+
+def test_counts_and_folder_are_told_in_one_line(pictures):
+    line = DogCat(pictures / "train", mode="val").describe()
+    assert line == f"val: 18 pictures (9 cat, 9 dog) in {pictures / 'train'}"
+
+
+# The split.
+
+# The three lowest of ten md5 sums in each class, as `printf cat.2.jpg | md5sum` tells them.
+VAL_NAMES = ["cat.2.jpg", "cat.5.jpg", "cat.8.jpg", "dog.4.jpg", "dog.7.jpg", "dog.9.jpg"]
+
+
+@pytest.mark.parametrize(("cats", "dogs"), [(10, 10), (100, 10), (7, 23), (1000, 1000)])
+def test_the_split_is_seven_to_three_within_each_class(tmp_path, cats, dogs):
+    names = [f"cat.{n}.jpg" for n in range(cats)] + [f"dog.{n}.jpg" for n in range(dogs)]
+    for name in names:
+        (tmp_path / name).touch()
+    train, val = (DogCat(tmp_path, mode=mode) for mode in ("train", "val"))
+    assert val.class_counts == [round(0.3 * cats), round(0.3 * dogs)]
+    assert train.class_counts == [cats - round(0.3 * cats), dogs - round(0.3 * dogs)]
+    assert sorted(names_of(train) + names_of(val)) == sorted(names)
+
+
+@pytest.fixture
+def twenty(tmp_path):
+    return fill(
+        tmp_path / "twenty", *[f"{kind}.{n}.jpg" for kind in ("cat", "dog") for n in range(10)]
+    )
+
+
+def test_every_machine_puts_the_same_pictures_into_val(twenty):
+    assert names_of(DogCat(twenty, mode="val")) == VAL_NAMES
+
+
+def test_neither_listing_order_nor_time_stamps_change_what_is_found(twenty, monkeypatch):
+    fill(twenty, "1.jpg", "01.jpg", "001.jpg", "2.jpg")
+
+    def found():
+        datasets = [DogCat(twenty, mode=mode) for mode in ("train", "val", "test")]
+        return [(names_of(dataset), [*dataset.rejected]) for dataset in datasets]
+
+    before, listing = found(), os.scandir
+    for seed in range(3):
+        for number, path in enumerate(sorted(twenty.iterdir())):
+            os.utime(path, (seed * 1000 + number, 10**9 - seed * number))
+        shuffle = random.Random(seed).shuffle
+
+        def shuffled(root, shuffle=shuffle):
+            entries = [*listing(root)]
+            shuffle(entries)
+            return iter(entries)
+
+        monkeypatch.setattr(os, "scandir", shuffled)
+        assert found() == before
+
+
+def test_a_new_picture_moves_no_more_than_one_other(twenty):
+    before = {*names_of(DogCat(twenty, mode="val"))}
+    fill(twenty, "cat.10.jpg")
+    assert len(before ^ {*names_of(DogCat(twenty, mode="val"))}) <= 2
+
+
+# Pictures to classify.
+
+
+def test_in_test_mode_the_label_is_the_id_in_numeric_order(tmp_path):
+    root = fill(tmp_path / "test1", "10.jpg", "2.jpg", "1.jpg", "01.jpg", "100.JPG", "cat.3.jpg")
+    dataset = DogCat(root, mode="test", image_size=64)
+    assert dataset.labels.tolist() == [1, 2, 10, 100]
+    assert names_of(dataset) == ["01.jpg", "2.jpg", "10.jpg", "100.JPG"]
+    assert [dataset[index][1] for index in range(4)] == [1, 2, 10, 100]
+    assert dataset.rejected == {
+        "1.jpg": "another picture has the same number",
+        "cat.3.jpg": "its name does not fit",
+    }
+
+
+@pytest.mark.parametrize("mode", ["train", "val", "test"])
+def test_a_folder_without_pictures_is_refused_in_one_line(tmp_path, mode):
+    with pytest.raises(FileNotFoundError) as caught:
+        DogCat(tmp_path, mode=mode)
+    message = str(caught.value)
+    assert str(tmp_path) in message and "nothing in it" in message and "\n" not in message
+
+
+def test_a_folder_one_level_too_high_is_refused_with_what_is_inside(pictures):
+    with pytest.raises(FileNotFoundError) as caught:
+        DogCat(pictures, mode="train")
+    message = str(caught.value)
+    assert re.search(r"cat\.12\.jpg or dog\.12\.jpg", message)
+    assert "folders test1, train" in message and "\n" not in message
+
+
+def test_the_training_folder_given_as_test_folder_is_refused(pictures):
+    with pytest.raises(FileNotFoundError, match=r"named like 12\.jpg for test; it has 60 other"):
+        DogCat(pictures / "train", mode="test")
+
+
+# Odd pictures, made up here.
+
+
+def encoded(image: Image.Image, form: str, **options) -> bytes:
+    file = io.BytesIO()
+    image.save(file, form, **options)
+    return file.getvalue()
+
+
+def scene(size: tuple[int, int] = (60, 40)) -> Image.Image:
+    """Draw red above blue, smooth enough for JPEG."""
+    image = Image.new("RGB", size, (220, 30, 30))
+    image.paste((30, 30, 220), (0, size[1] // 2, *size))
+    return image
+
+
+def bomb(side: int = 30_000) -> bytes:
+    """Make a whole PNG of `side` x `side` pixels, 1 bit each: small here, 900 MB as RGB bytes."""
+
+    def chunk(kind: bytes, body: bytes) -> bytes:
+        return (
+            struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+        )
+
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", side, side, 1, 0, 0, 0, 0))
+    rows = zlib.compress(bytes((side // 8 + 1) * side), 1)
+    return b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", rows) + chunk(b"IEND", b"")
+
+
+def grey16(value: int) -> bytes:
+    return encoded(Image.fromarray(np.full((40, 60), value, np.uint16)), "PNG")
+
+
+def turned() -> bytes:
+    exif = Image.Exif()
+    exif[0x0112] = 6  # the camera lay on its side: turn by 90 degrees clockwise to see it upright
+    return encoded(scene(), "JPEG", exif=exif)
+
+
+def see_through(mode: str) -> Image.Image:
+    """Draw transparent black left and solid black right."""
+    image = Image.new("LA", (60, 40), (0, 0))
+    image.paste((0, 255), (30, 0, 60, 40))
+    return image.convert(mode)
+
+
+def palette() -> bytes:
+    image = Image.new("P", (60, 40), 0)
+    image.putpalette([0, 0, 0, 255, 255, 0])
+    image.paste(1, (30, 0, 60, 40))
+    return encoded(image, "PNG", transparency=0)
+
+
+WHITE, BLACK = (255, 255, 255), (0, 0, 0)
+USABLE = {  # name: (its bytes, colour at (15, 20), colour at (45, 20), size upright)
+    "alpha": (lambda: encoded(see_through("RGBA"), "PNG"), WHITE, BLACK, (60, 40)),
+    "grey alpha": (lambda: encoded(see_through("LA"), "PNG"), WHITE, BLACK, (60, 40)),
+    "palette": (palette, WHITE, (255, 255, 0), (60, 40)),
+    "gif": (lambda: encoded(scene().convert("P"), "GIF"), None, None, (60, 40)),
+    "cmyk": (
+        lambda: encoded(Image.new("CMYK", (60, 40), (0, 255, 255, 0)), "JPEG"),
+        (255, 0, 0),
+        (255, 0, 0),
+        (60, 40),
+    ),
+    "grey": (lambda: encoded(Image.new("L", (60, 40), 90), "JPEG"), (90,) * 3, (90,) * 3, (60, 40)),
+    "1 bit": (lambda: encoded(Image.new("1", (60, 40), 1), "PNG"), WHITE, WHITE, (60, 40)),
+    "16 bits, mid-grey": (lambda: grey16(128 * 257), (128,) * 3, (128,) * 3, (60, 40)),
+    "16 bits, dark": (lambda: grey16(10 * 257), (10,) * 3, (10,) * 3, (60, 40)),
+    "16 bits, white": (lambda: grey16(65535), WHITE, WHITE, (60, 40)),
+    "turned": (turned, (30, 30, 220), None, (40, 60)),
+    "junk after": (lambda: encoded(scene(), "JPEG") + b"junk" * 99, None, None, (60, 40)),
+    "1 x 1": (lambda: encoded(Image.new("RGB", (1, 1), WHITE), "PNG"), None, None, (1, 1)),
+    "1 x 3000": (lambda: encoded(scene((1, 3000)), "PNG"), None, None, (1, 3000)),
+    "3000 x 1": (lambda: encoded(scene((3000, 1)), "PNG"), None, None, (3000, 1)),
+}
+BROKEN = {
+    "cut": lambda: encoded(draw("cat", 1), "JPEG")[:3000],
+    "cut in its header": lambda: encoded(draw("cat", 1), "JPEG")[:100],
+    "cut png": lambda: encoded(draw("cat", 1), "PNG")[:3000],
+    "empty": lambda: b"",
+    "html": lambda: b"<!DOCTYPE html><html><body>404 Not Found</body></html>",
+    "noise": lambda: random.Random(0).randbytes(3000),
+    "bomb": bomb,
+    "tiff": lambda: encoded(scene(), "TIFF"),  # not one of the formats that are let in
+}
+
+
+@pytest.mark.parametrize("kind", USABLE)
+def test_an_odd_picture_is_read_as_upright_rgb(kind, tmp_path):
+    make, left, right, size = USABLE[kind]
+    (tmp_path / "cat.1.jpg").write_bytes(make())
+    image = read_image(tmp_path / "cat.1.jpg")
+    assert (image.mode, image.size) == ("RGB", size)
+    for place, color in (((15, 20), left), ((45, 20), right)):
+        if color:
+            assert image.getpixel(place) == pytest.approx(color, abs=8)
+
+
+def test_a_turned_photo_has_its_top_on_top(tmp_path):
+    (tmp_path / "turned.jpg").write_bytes(turned())
+    image = read_image(tmp_path / "turned.jpg")  # red was above: after the turn it is on the right
+    assert image.getpixel((5, 30))[2] > 200 and image.getpixel((35, 30))[0] > 200
+
+
+@pytest.mark.parametrize("kind", BROKEN)
+def test_a_broken_file_is_refused_in_one_line_that_names_it(kind, tmp_path):
+    path = tmp_path / "cat.1.jpg"
+    path.write_bytes(BROKEN[kind]())
+    with pytest.raises(UnreadableImage) as caught:
+        read_image(path)
+    message = str(caught.value)
+    assert message.startswith(f"{path} is left out: ") and "\n" not in message
+    assert len(message) > len(f"{path} is left out: ")
+
+
+def test_a_bomb_costs_no_memory(tmp_path, monkeypatch):
+    (tmp_path / "bomb.png").write_bytes(bomb())
+    assert (tmp_path / "bomb.png").stat().st_size < 10**6
+    monkeypatch.setattr(Image.Image, "load", lambda self: pytest.fail("it was decoded"))
+    for limit in (10**9, None):  # Pillow's own alarm must not be what saves us
+        monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", limit)
+        with pytest.raises(UnreadableImage, match="30000 x 30000 pixels are too many"):
+            read_image(tmp_path / "bomb.png")
+    assert MAX_PIXELS == 10**8
+
+
+@pytest.fixture(scope="module")
+def odd(tmp_path_factory, pictures) -> Path:
+    """Fill a folder: drawn pictures, then all usable and broken ones; odd ones count from 100."""
+    root = tmp_path_factory.mktemp("odd")
+    for number, (kind, seed) in enumerate([("cat", 0), ("dog", 0), ("cat", 1), ("dog", 1)]):
+        draw(kind, seed).save(root / f"{kind}.{number}.jpg")
+    for number, (make, *_) in enumerate(USABLE.values(), start=100):
+        (root / f"{'cat' if number % 2 else 'dog'}.{number}.jpg").write_bytes(make())
+    for number, make in enumerate(BROKEN.values(), start=200):
+        (root / f"{'cat' if number % 2 else 'dog'}.{number}.jpg").write_bytes(make())
+    return root
+
+
+def number_of(name: str) -> int:
+    return int(name.split(".")[1])
+
+
+def test_the_loader_leaves_broken_pictures_out_and_names_them(odd):
+    dataset = everything(odd)
+    usable = [i for i, name in enumerate(names_of(dataset)) if number_of(name) < 200]
+    assert len(dataset) == 4 + len(USABLE) + len(BROKEN)
+    results = []
+    for num_workers in (0, 2):
+        loader = Loader(dataset, 5, num_workers, seed=0)
+        batches = [*loader.epoch()]
+        labels = torch.cat([labels for _, _, labels in batches])
+        assert labels.tolist() == dataset.labels[usable].tolist()
+        assert loader.readable() == usable
+        told = loader.new_failures()
+        assert len(told) == len(BROKEN)
+        broken = [name for name in names_of(dataset) if number_of(name) >= 200]
+        for line, name in zip(told, broken, strict=True):
+            assert line.startswith(f"{odd / name} is left out: ") and "\n" not in line
+        assert loader.new_failures() == []  # each of them is told of once
+        results.append(batches)
+    for (step, images, labels), (step2, images2, labels2) in zip(*results, strict=True):
+        assert step == step2 and torch.equal(images, images2) and torch.equal(labels, labels2)
+
+
+def test_a_batch_without_one_readable_picture_is_passed_over(tmp_path):
+    draw("dog", 1).save(tmp_path / "dog.9.jpg")
+    for number in range(4):
+        (tmp_path / f"cat.{number}.jpg").touch()
+    for num_workers in (0, 2):
+        batches = [*Loader(everything(tmp_path), 2, num_workers).epoch()]
+        assert [(step, labels.tolist()) for step, _, labels in batches] == [(2, [1])]
+
+
+# Transforms and loader.
+
+
+def test_a_callers_own_transforms_are_kept(pictures):
+    def shrink(image):
+        assert isinstance(image, Image.Image) and image.mode == "RGB"
+        return torch.full((3, 2, 2), 7, dtype=torch.uint8)
+
+    for mode in ("train", "val", "test"):
+        root = pictures / ("test1" if mode == "test" else "train")
+        dataset = DogCat(root, shrink, mode)
+        assert dataset.transforms is shrink
+        assert dataset[0][0].tolist() == torch.full((3, 2, 2), 7).tolist()
+
+
+def test_val_shows_the_middle_of_the_picture(tmp_path):
+    image = Image.new("RGB", (400, 200), BLACK)
+    image.paste(WHITE, (112, 12, 287, 187))  # the middle 175 pixels: 7 / 8 of 200
+    image.save(tmp_path / "1.bmp")
+    seen, _ = DogCat(tmp_path, mode="test", image_size=64)[0]
+    assert seen.min() > 240
+
+
+def test_a_training_crop_shows_at_least_crop_scale_of_the_picture():
+    ramp = np.tile(np.arange(256, dtype=np.uint8), (256, 1))
+    picture = Image.fromarray(np.stack([ramp, ramp.T, ramp], axis=2))
+    torch.manual_seed(0)
+    shares, flips = [], 0
+    crop = train_transforms(64, 0.5)
+    for _ in range(60):
+        seen = crop(picture).float()
+        width, height = np.ptp(seen[0].numpy()), np.ptp(seen[1].numpy())
+        shares.append(width * height / 255**2)
+        flips += int(seen[0, 0, 0] > seen[0, 0, -1])
+    assert min(shares) > 0.45 and max(shares) > 0.8
+    assert 15 < flips < 45
+
+
+def epochs(root: Path, num_workers: int, seed: int = 0, numbers=(0, 1, 0)) -> list:
+    loader = Loader(
+        DogCat(root, mode="train", image_size=32), 8, num_workers, seed=seed, shuffle=True
+    )
+    return [[*loader.epoch(number)] for number in numbers]
+
+
+def same(one: list, other: list) -> bool:
+    """Whether two epochs have the same steps, images and labels, bit for bit."""
+    return len(one) == len(other) and all(
+        a[0] == b[0] and torch.equal(a[1], b[1]) and torch.equal(a[2], b[2])
+        for a, b in zip(one, other, strict=True)
+    )
+
+
+@pytest.mark.filterwarnings("ignore:This DataLoader will create 4 worker processes")
+def test_order_and_augmentation_are_a_function_of_seed_epoch_and_picture(pictures):
+    root = pictures / "train"
+    first, second, again = epochs(root, 0)
+    assert same(first, again) and not same(first, second)
+    for num_workers in (1, 4):
+        theirs = epochs(root, num_workers)
+        for one, other in zip((first, second, again), theirs, strict=True):
+            assert same(one, other)
+    assert not same(first, epochs(root, 0, seed=1, numbers=[0])[0])
+
+
+def test_every_picture_and_every_seed_is_augmented_in_its_own_way(tmp_path):
+    for number in range(4):
+        draw("cat", 1).save(tmp_path / f"cat.{number}.png")
+    images = []
+    for seed in (0, 1):
+        ((_, batch, _),) = Loader(everything(tmp_path), 4, 0, seed=seed).epoch()
+        images += [*batch]
+    assert len(images) == 8
+    assert not any(torch.equal(one, other) for one, other in combinations(images, 2))
+
+
+def test_augmentation_does_not_depend_on_place_or_on_other_pictures(pictures):
+    dataset = DogCat(pictures / "train", mode="train", image_size=32)
+    shuffled, in_order = Loader(dataset, 7, 0, seed=3, shuffle=True), Loader(dataset, 5, 0, seed=3)
+    order = [index for _, index in shuffled.sampler]
+    moved = torch.cat([images for _, images, _ in shuffled.epoch(0)])
+    straight = torch.cat([images for _, images, _ in in_order.epoch(0)])
+    assert order != sorted(order)
+    assert torch.equal(moved, straight[order])
+
+
+def test_the_sampler_takes_every_picture_once_in_an_order_of_its_own_per_epoch():
+    sampler = EpochSampler(100, seed=0, shuffle=True)
+    first = [*sampler]
+    sampler.epoch = 1
+    second = [*sampler]
+    assert sorted(first) == [(0, index) for index in range(100)]
+    assert sorted(second) == [(1, index) for index in range(100)]
+    assert [index for _, index in first] != [index for _, index in second]
+    assert [*EpochSampler(3, seed=0, shuffle=False)] == [(0, 0), (0, 1), (0, 2)]
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_the_loader_leaves_the_global_random_states_alone(pictures, num_workers):
+    random.seed(1)
+    np.random.seed(2)
+    torch.manual_seed(3)
+    before = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    epochs(pictures / "train", num_workers, numbers=[0])
+    assert random.getstate() == before[0]
+    np.testing.assert_equal(np.random.get_state(), before[1])
+    assert torch.equal(torch.get_rng_state(), before[2])
+
+
+def test_the_loader_does_not_depend_on_the_global_random_states(pictures):
+    results = []
+    for seed in (5, 6):
+        random.seed(seed)
+        np.random.seed(seed)
+        torch.manual_seed(seed)
+        results.append(epochs(pictures / "train", 0, numbers=[0])[0])
+    assert same(*results)
+
+
+def test_batches_are_normalised_and_channels_last_and_the_last_may_be_one(pictures):
+    dataset = DogCat(pictures / "train", mode="val", image_size=32)  # 18 pictures
+    loader = Loader(dataset, 17, 0)
+    batches = [*loader.epoch()]
+    assert len(loader) == 2 and [len(labels) for *_, labels in batches] == [17, 1]
+    raw = torch.stack([dataset[index][0] for index in range(18)])
+    expected = (raw / 255 - torch.tensor(dataset.mean).view(3, 1, 1)) / torch.tensor(
+        dataset.std
+    ).view(3, 1, 1)
+    torch.testing.assert_close(torch.cat([images for _, images, _ in batches]), expected)
+    assert batches[0][1].is_contiguous(memory_format=torch.channels_last)
+
+
+# Real odd files, where DOGCAT_PHOTOS names them.
+
+ODD_USED = {"dog.90007.jpg", "cat.90008.jpg", "dog.90013.jpg", "cat.90014.jpg", "cat.90016.jpg"}
+ODD_USED |= {"dog.90018.jpg", "cat.90023.jpg", "dog.90026.JPG"}
+ODD_BROKEN = {"cat.90001.jpg", "dog.90002.jpg", "cat.90004.jpg", "dog.90005.jpg", "dog.90020.jpg"}
+ODD_NAMES = {"cat.jpg", "hotdog.90030.jpg"}
+ODD_SYSTEM = {".DS_Store", "Thumbs.db"}
+
+
+def take(root: Path, files: list[Path]) -> dict[str, tuple[int, torch.Tensor]]:
+    """Load four drawn pictures and `files`; return label and image of each one that is used."""
+    root.mkdir()
+    for number in range(2):
+        for kind in ("cat", "dog"):
+            draw(kind, number).save(root / f"{kind}.{number}.jpg")
+    for file in files:
+        os.symlink(file, root / file.name)
+    dataset = everything(root)
+    dataset.transforms = eval_transforms(64)
+    loader = Loader(dataset, 3, 0)
+    batches = [*loader.epoch()]
+    images = torch.cat([images for _, images, _ in batches])
+    labels = torch.cat([labels for *_, labels in batches]).tolist()
+    used = [names_of(dataset)[index] for index in loader.readable()]
+    told = "\n".join([*loader.new_failures(), *dataset.rejected])
+    for file in files:
+        assert (file.name in used) + (file.name in told) == (file.name not in ODD_SYSTEM), file
+    return {name: (label, image) for name, label, image in zip(used, labels, images, strict=True)}
+
+
+def test_each_real_odd_file_is_used_or_named_and_never_mislabelled(photos, tmp_path):
+    files = sorted((photos / "odd").iterdir())
+    assert {file.name for file in files} == ODD_USED | ODD_BROKEN | ODD_NAMES | ODD_SYSTEM
+    drawn = take(tmp_path / "none", [])
+    assert len(drawn) == 4
+    together = take(tmp_path / "all", files)
+    assert {*together} == {*drawn} | ODD_USED
+    for number, file in enumerate(files):
+        alone = take(tmp_path / str(number), [file])
+        assert {*alone} == {*drawn} | ({file.name} & ODD_USED)
+        for name, (label, image) in alone.items():
+            assert label == name.lower().startswith("dog")
+            assert image.isfinite().all()
+            assert label == together[name][0] and torch.equal(image, together[name][1])
+
+
+def test_the_real_turned_photo_comes_out_upright(photos):
+    path = photos / "odd" / "cat.90016.jpg"
+    with Image.open(path) as stored:
+        assert stored.getexif()[0x0112] == 6
+        size = stored.size
+    assert read_image(path).size == size[::-1]
+
+
+def test_real_photos_split_as_they_should(photos):
+    train, val = (DogCat(photos / "photos" / "train", mode=mode) for mode in ("train", "val"))
+    assert train.class_counts == [700, 700] and val.class_counts == [300, 300]
+    assert not {*names_of(train)} & {*names_of(val)}
+    test = DogCat(photos / "photos" / "test1", mode="test")
+    assert test.labels.tolist() == [*range(1, 201)]
+
+
+# The drawn set.
+
+
+def test_a_drawing_is_a_function_of_kind_and_seed():
+    random.seed(1)
+    first = draw("cat", 7)
+    random.seed(2)
+    np.random.seed(2)
+    assert first.tobytes() == draw("cat", 7).tobytes()
+    assert first.mode == "RGB" and all(160 <= side <= 220 for side in first.size)
+    assert first.tobytes() != draw("cat", 8).tobytes()
+    assert first.tobytes() != draw("dog", 7).tobytes()
+
+
+def contents(root: Path) -> dict[str, bytes]:
+    files = [path for path in root.rglob("*") if path.is_file()]
+    return {path.relative_to(root).as_posix(): path.read_bytes() for path in files}
+
+
+def test_the_drawn_set_has_kaggles_layout(pictures):
+    expected = {f"train/{kind}.{n}.jpg" for kind in ("cat", "dog") for n in range(30)}
+    expected |= {f"test1/{n}.jpg" for n in range(1, 7)} | {"test1_labels.csv"}
+    assert {*contents(pictures)} == expected
+    rows = [*csv.DictReader((pictures / "test1_labels.csv").open())]
+    assert [int(row["id"]) for row in rows] == [*range(1, 7)]
+    assert {row["label"] for row in rows} <= {"0", "1"}
+
+
+def test_preparing_again_gives_the_same_bytes_and_a_smaller_set_is_a_part(pictures, tmp_path):
+    calls = []
+    prepare_demo(tmp_path / "small", count=21, progress=lambda *call: calls.append(call))
+    small, large = contents(tmp_path / "small"), contents(pictures)
+    assert len(small) == 21 + 2 + 1
+    del small["test1_labels.csv"]
+    assert {name: large[name] for name in small} == small
+    assert calls == [(done, 23) for done in range(1, 24)]
+    prepare_demo(tmp_path / "other", count=4, seed=1)
+    other = contents(tmp_path / "other")
+    assert other["train/cat.0.jpg"] not in large.values()
+
+
+def test_no_test_picture_is_a_training_picture(pictures):
+    files = contents(pictures)
+    assert len({*files.values()}) == len(files)
+
+
+def test_a_folder_that_holds_something_is_refused_and_left_as_it_is(tmp_path):
+    (tmp_path / "mine.txt").write_text("keep me")
+    with pytest.raises(FileExistsError, match=re.escape(str(tmp_path))):
+        prepare_demo(tmp_path, count=4)
+    with pytest.raises(FileExistsError):
+        prepare_demo(tmp_path / "mine.txt", count=4)
+    assert contents(tmp_path) == {"mine.txt": b"keep me"}
+    (tmp_path / "empty").mkdir()
+    prepare_demo(tmp_path / "empty", count=2)
+    assert (tmp_path / "empty" / "train" / "dog.0.jpg").exists()
+
+
+def test_a_killed_drawing_leaves_no_folder_that_looks_whole(tmp_path):
+    def killed(done, total):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        prepare_demo(tmp_path / "demo", count=4, progress=killed)
+    assert [*tmp_path.iterdir()] == []
+
+
+def test_a_linear_classifier_of_grey_pixels_does_not_tell_cats_from_dogs():
+    pixels = np.stack(
+        [
+            np.asarray(draw(kind, seed).convert("L").resize((32, 32)), np.float32).ravel() / 255
+            for kind in ("cat", "dog")
+            for seed in range(150)
+        ]
+    )
+    labels = np.repeat([-1.0, 1.0], 150)
+    pixels = np.hstack([pixels - pixels.mean(), np.ones((300, 1))])
+    train = np.arange(300) % 3 > 0
+    kernel = pixels @ pixels[train].T  # ridge regression, in its dual form
+    best = 0.0
+    for strength in (1.0, 10.0, 100.0):
+        weights = np.linalg.solve(kernel[train] + strength * np.eye(200), labels[train])
+        best = max(best, (np.sign(kernel[~train] @ weights) == labels[~train]).mean())
+        assert (np.sign(kernel[train] @ weights) == labels[train]).mean() > 0.7  # it did learn
+    assert best < 0.75

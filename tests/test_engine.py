@@ -1,0 +1,365 @@
+"""One training step and one evaluation pass, driven with models of a line or two."""
+
+import ast
+import copy
+import inspect
+import math
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from utils import engine
+
+CPU = torch.device("cpu")
+FP32 = engine.Precision("fp32", CPU)
+WEIGHT = torch.tensor([0.5, 2.0, 1.25])
+
+
+def make_model(seed: int = 0) -> nn.Module:
+    """Make a small model of three classes without BatchNorm, which splits of a batch would see."""
+    torch.manual_seed(seed)
+    return nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(144, 3))
+
+
+def make_batch(size: int = 10, seed: int = 0) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(size, 3, 8, 8, generator=generator), torch.arange(size) % 3
+
+
+def weights_of(model: nn.Module) -> Tensor:
+    return torch.cat([parameter.detach().flatten().clone() for parameter in model.parameters()])
+
+
+def step(model: nn.Module, criterion=None, lr: float = 1.0, precision=FP32, batch=None, **options):
+    """Do one step of plain SGD; return its logits, losses and how the weights moved."""
+    before, (images, labels) = weights_of(model), batch or make_batch()
+    optimizer = torch.optim.SGD(model.parameters(), lr=lr)
+    criterion = criterion or engine.ClassificationLoss()
+    logits, losses = engine.train_step(
+        model, images, labels, criterion, optimizer, precision, **options
+    )
+    return logits, losses, weights_of(model) - before
+
+
+# The step.
+
+
+def test_a_step_of_one_linear_layer_is_the_one_of_the_textbook():
+    model, labels = nn.Linear(5, 3), torch.tensor([0, 2, 1, 2])
+    images = torch.randn(4, 5, generator=torch.Generator().manual_seed(0))
+    expected = model(images).detach()
+    errors = expected.softmax(dim=1) - F.one_hot(labels, 3)  # d loss / d logits, times N
+    before = copy.deepcopy(model)
+    logits, losses, _ = step(model, lr=0.5, batch=(images, labels))
+    torch.testing.assert_close(logits, expected)  # before the update
+    torch.testing.assert_close(losses, F.cross_entropy(expected, labels, reduction="none"))
+    torch.testing.assert_close(model.weight, before.weight - 0.5 * errors.T @ images / 4)
+    torch.testing.assert_close(model.bias, before.bias - 0.5 * errors.mean(dim=0))
+    assert not logits.requires_grad and not losses.requires_grad
+
+
+def test_a_step_does_not_see_the_gradients_of_the_one_before():
+    model, other = make_model(), make_model()
+    step(model)
+    other.load_state_dict(model.state_dict())
+    torch.testing.assert_close(step(model)[2], step(other)[2])
+
+
+CRITERIA = {
+    "plain": engine.ClassificationLoss(),
+    "weighted": engine.ClassificationLoss(WEIGHT),
+    "smoothed": engine.ClassificationLoss(label_smoothing=0.1),
+    "focal": engine.ClassificationLoss(gamma=2.0),
+    "all": engine.ClassificationLoss(WEIGHT, 0.1, 2.0),
+}
+
+
+@pytest.mark.parametrize("accumulate", [2, 3, 4, 7, 10, 16])
+@pytest.mark.parametrize("criterion", CRITERIA)
+def test_accumulated_parts_make_the_step_of_the_whole_batch(criterion, accumulate):
+    whole, parts = make_model(), make_model()
+    for seed in range(3):
+        batch = make_batch(10, seed)
+        options = {"lr": 0.1, "batch": batch, "clip_norm": 1.0}
+        logits, losses, moved = step(whole, CRITERIA[criterion], **options)
+        logits2, losses2, moved2 = step(
+            parts, CRITERIA[criterion], accumulate=accumulate, **options
+        )
+        assert moved.norm() > 0.01
+        torch.testing.assert_close(moved2, moved, rtol=0, atol=1e-6)
+        torch.testing.assert_close(logits2, logits, rtol=0, atol=1e-5)
+        torch.testing.assert_close(losses2, losses, rtol=0, atol=1e-5)
+    torch.testing.assert_close(weights_of(parts), weights_of(whole), rtol=0, atol=1e-6)
+
+
+def test_accumulation_never_holds_more_than_a_part():
+    sizes, model = [], make_model()
+    model.register_forward_hook(lambda module, inputs, output: sizes.append(len(inputs[0])))
+    step(model, accumulate=4)
+    assert sum(sizes) == 10 and max(sizes) == 3
+
+
+def test_a_last_batch_of_one_is_a_batch():
+    logits, losses, moved = step(make_model(), batch=make_batch(1), accumulate=4)
+    assert logits.shape == (1, 3) and losses.shape == (1,)
+    assert moved.norm() > 0
+
+
+@pytest.mark.parametrize("clip_norm", [0.001, 0.1])
+def test_clipping_shortens_the_step_to_the_norm_and_keeps_its_direction(clip_norm):
+    free, clipped = step(make_model())[2], step(make_model(), clip_norm=clip_norm)[2]
+    assert free.norm() > 0.5
+    assert clipped.norm().item() == pytest.approx(clip_norm, rel=1e-3)
+    assert F.cosine_similarity(free, clipped, dim=0).item() == pytest.approx(1, abs=1e-4)
+
+
+def test_a_short_gradient_is_not_clipped():
+    torch.testing.assert_close(step(make_model(), clip_norm=1e3)[2], step(make_model())[2])
+
+
+def scaled(scale: float) -> engine.Precision:
+    precision = engine.Precision("fp32", CPU)
+    precision.scaler = torch.amp.GradScaler("cpu", init_scale=scale)
+    return precision
+
+
+@pytest.mark.parametrize("clip_norm", [None, 0.1, 10.0])
+def test_clipping_comes_after_unscaling(clip_norm):
+    plain = step(make_model(), clip_norm=clip_norm)[2]
+    through = step(make_model(), clip_norm=clip_norm, precision=scaled(1024.0), accumulate=3)[2]
+    assert plain.norm() > 0.09
+    torch.testing.assert_close(through, plain, rtol=1e-4, atol=1e-6)
+
+
+def test_a_step_whose_gradient_overflows_is_left_out_and_the_scale_goes_down():
+    model, precision, (images, labels) = make_model(), scaled(2.0**120), make_batch()
+    moved = step(model, precision=precision, batch=(1e9 * images, labels), clip_norm=1.0)[2]
+    assert moved.eq(0).all()
+    assert precision.scaler.get_scale() == 2.0**119
+
+
+def test_a_frozen_layer_stays_and_the_others_learn():
+    model = make_model()
+    model[0].requires_grad_(False)
+    frozen, free = weights_of(model[0]), weights_of(model[3])
+    optimizer = engine.build_optimizer(model, lr=0.1, weight_decay=0.5)
+    assert [len(group["params"]) for group in optimizer.param_groups] == [1, 1]
+    for _ in range(3):
+        engine.train_step(model, *make_batch(), CRITERIA["plain"], optimizer, FP32, clip_norm=1.0)
+    assert torch.equal(weights_of(model[0]), frozen)
+    assert (weights_of(model[3]) != free).all()
+
+
+def test_the_engine_knows_neither_options_nor_models_nor_data():
+    tree = ast.parse(inspect.getsource(engine))
+    modules = [node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)]
+    modules += [
+        a.name for node in ast.walk(tree) if isinstance(node, ast.Import) for a in node.names
+    ]
+    assert "torch.optim" in modules
+    assert not {"config", "models", "data", "main"} & {name.split(".")[0] for name in modules}
+
+
+def test_the_step_is_short_enough_to_be_read_at_once():
+    (function,) = ast.parse(inspect.getsource(engine.train_step)).body
+    assert len(ast.unparse(function.body).splitlines()) < 25
+
+
+# The pass.
+
+
+class Recorder(nn.Module):
+    """Answer with what it sees; BatchNorm and dropout would change it in training."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.dropout = nn.BatchNorm1d(3, affine=False), nn.Dropout(0.5)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.dropout(self.norm(images))
+
+
+def batches_of(images: Tensor, labels: Tensor, size: int):
+    parts = zip(images.split(size), labels.split(size), strict=True)
+    return [(number, *part) for number, part in enumerate(parts)]
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_an_evaluation_leaves_the_model_as_it_was_and_ends_with_a_batch_of_one(training):
+    model = Recorder().train(training)
+    images, labels = torch.randn(7, 3), torch.arange(7)
+    before = copy.deepcopy(model.state_dict())
+    logits, found = engine.evaluate(model, batches_of(images, labels, 3), FP32)
+    assert {part.training for part in model.modules()} == {training}
+    torch.testing.assert_close(dict(model.state_dict()), dict(before), rtol=0, atol=0)
+    torch.testing.assert_close(logits, images, rtol=1e-4, atol=1e-4)  # mean 0, variance 1 so far
+    assert found.tolist() == [*range(7)]
+    assert logits.dtype == torch.float32 and not logits.requires_grad
+
+
+def test_an_evaluation_takes_a_generator_of_single_pictures():
+    batches = ((n, torch.full((1, 3), float(n)), torch.tensor([n])) for n in range(3))
+    logits, labels = engine.evaluate(nn.Identity(), batches, FP32)
+    assert logits.tolist() == [[0.0] * 3, [1.0] * 3, [2.0] * 3]
+    assert labels.tolist() == [0, 1, 2]
+
+
+def test_an_evaluation_of_nothing_says_so():
+    with pytest.raises(ValueError, match="not one picture"):
+        engine.evaluate(nn.Linear(3, 2), [], FP32)
+
+
+# The loss.
+
+
+def make_logits(size: int = 12) -> tuple[Tensor, Tensor]:
+    return 3 * torch.randn(size, 3, generator=torch.Generator().manual_seed(0)), torch.arange(
+        size
+    ) % 3
+
+
+def test_the_loss_is_one_value_a_picture_and_weighs_exactly():
+    logits, labels = make_logits()
+    losses = engine.ClassificationLoss(WEIGHT)(logits, labels)
+    assert losses.shape == (12,)
+    expected = F.cross_entropy(logits, labels, WEIGHT, reduction="sum")
+    torch.testing.assert_close(losses.sum(), expected)
+    # torch divides by the weights of the pictures, so its mean says something else
+    assert losses.mean() != pytest.approx(F.cross_entropy(logits, labels, WEIGHT).item(), rel=0.01)
+
+
+def test_smoothing_is_torchs_and_a_class_weight_multiplies_it():
+    logits, labels = make_logits()
+    smooth = F.cross_entropy(logits, labels, reduction="none", label_smoothing=0.1)
+    torch.testing.assert_close(engine.ClassificationLoss(None, 0.1)(logits, labels), smooth)
+    weighted = engine.ClassificationLoss(WEIGHT, 0.1)(logits, labels)
+    torch.testing.assert_close(weighted, smooth * WEIGHT[labels])
+
+
+def test_focal_loss_with_gamma_0_is_cross_entropy_and_gamma_2_that_of_the_paper():
+    logits, labels = make_logits()
+    plain = F.cross_entropy(logits, labels, reduction="none")
+    torch.testing.assert_close(engine.ClassificationLoss(gamma=0.0)(logits, labels), plain)
+    sure = torch.tensor([[0.9, 0.1], [0.4, 0.6]]).log()  # P(true) = 0.9 and 0.4
+    losses = engine.ClassificationLoss(gamma=2.0)(sure, torch.tensor([0, 0]))
+    expected = torch.tensor([-(0.1**2) * math.log(0.9), -(0.6**2) * math.log(0.4)])
+    torch.testing.assert_close(losses, expected)
+
+
+def test_the_loss_of_bfloat16_logits_is_computed_in_float32():
+    logits, labels = torch.tensor([[8.0, 0.0]], dtype=torch.bfloat16), torch.tensor([0])
+    losses = engine.ClassificationLoss()(logits, labels)
+    assert losses.dtype == torch.float32
+    assert losses.item() == pytest.approx(math.log1p(math.exp(-8)), rel=1e-3)
+
+
+def test_balanced_weights_let_every_class_count_as_much():
+    counts = [30, 10, 2]
+    weights = engine.balanced_weights(counts)
+    assert weights.tolist() == pytest.approx([42 / 90, 42 / 30, 7.0])
+    assert (weights * torch.tensor(counts)).tolist() == pytest.approx([14.0] * 3)
+    assert engine.balanced_weights([5, 0]).isfinite().all()
+
+
+# Optimizer and learning rate.
+
+
+def test_weight_decay_shrinks_filters_and_matrices_but_not_biases_and_norms():
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(4, 2))
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    for parameter in model.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    engine.build_optimizer(model, lr=0.1, weight_decay=0.5).step()
+    decayed = {"0.weight", "3.weight"}
+    assert len(before) == 6
+    for name, parameter in model.named_parameters():
+        share = 1 - 0.1 * 0.5 if name in decayed else 1.0
+        torch.testing.assert_close(parameter.detach(), share * before[name])
+
+
+def test_one_cycle_starts_low_peaks_after_the_warm_up_and_ends_at_zero():
+    shares = [engine.lr_share("one_cycle", step / 100, warmup=0.2) for step in range(101)]
+    assert shares[0] == pytest.approx(0.04)
+    assert max(shares) == shares[20] == 1.0
+    assert shares[60] == pytest.approx(0.5)
+    assert shares[100] == pytest.approx(0.0, abs=1e-12)
+    assert shares[:21] == sorted({*shares[:21]})
+    assert shares[20:] == sorted({*shares[20:]}, reverse=True)
+
+
+def test_plateau_warms_up_and_stays():
+    shares = [engine.lr_share("plateau", step / 100, warmup=0.2) for step in range(101)]
+    assert shares[0] == pytest.approx(0.04)
+    assert shares[:21] == sorted({*shares[:21]})
+    assert set(shares[20:]) == {1.0}
+
+
+@pytest.mark.parametrize("schedule", ["one_cycle", "plateau"])
+def test_a_run_may_be_all_warm_up_or_without(schedule):
+    assert engine.lr_share(schedule, 0.0, warmup=0.0) == 1.0
+    assert engine.lr_share(schedule, 0.5, warmup=1.0) == pytest.approx(0.52)
+
+
+def test_the_learning_rate_is_set_for_every_group():
+    optimizer = engine.build_optimizer(make_model(), lr=0.1, weight_decay=0.1)
+    engine.set_lr(optimizer, 0.025)
+    assert [group["lr"] for group in optimizer.param_groups] == [0.025, 0.025]
+
+
+# Precision and device.
+
+
+@pytest.mark.parametrize(
+    ("name", "dtype"), [("fp32", torch.float32), ("bf16", torch.bfloat16), ("fp16", torch.float16)]
+)
+def test_a_precision_is_that_of_the_forward_pass_and_weights_stay_float32(name, dtype):
+    precision, model, seen = engine.Precision(name, CPU), make_model(), []
+    model.register_forward_hook(lambda module, inputs, output: seen.append(output.dtype))
+    precision.scaler = torch.amp.GradScaler("cpu", 1024.0, enabled=precision.scaler.is_enabled())
+    exact = step(make_model())[2]
+    _, losses, moved = step(model, precision=precision)
+    assert precision.name == name and seen == [dtype]
+    assert losses.dtype == torch.float32
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
+    assert precision.scaler.is_enabled() == (name == "fp16")
+    assert (moved - exact).norm() < 0.02 * exact.norm()
+    assert torch.equal(moved, exact) == (name == "fp32")
+    logits, _ = engine.evaluate(model, [(0, *make_batch())], precision)
+    assert logits.dtype == torch.float32 and seen[-1] == dtype
+
+
+@pytest.mark.parametrize(("native", "name"), [(True, "bf16"), (False, "fp32")])
+def test_auto_is_bfloat16_where_the_processor_has_it(native, name, monkeypatch):
+    monkeypatch.setattr(engine, "has_native_bf16", lambda device: native)
+    precision = engine.Precision("auto", CPU)
+    assert precision.name == name
+    assert precision.autocast._enabled == native and not precision.scaler.is_enabled()
+
+
+def test_only_instructions_for_bfloat16_make_it_native(monkeypatch):
+    for found, native in (
+        ({"amx_bf16": True}, True),
+        ({"avx512_bf16": False, "avx2": True}, False),
+    ):
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda found=found: found, raising=False)
+        assert engine.has_native_bf16(CPU) == native
+
+
+def test_the_cpu_is_used_where_no_accelerator_is_wanted_or_found(monkeypatch):
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda check_available: None)
+    assert engine.pick_device(True) == engine.pick_device(False) == CPU
+    gpu = torch.device("cuda")
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda check_available: gpu)
+    assert engine.pick_device(True) == gpu
+    assert engine.pick_device(False) == CPU
+
+
+def test_deterministic_algorithms_are_on_where_asked_for():
+    try:
+        engine.pick_device(False, deterministic=True)
+        assert torch.are_deterministic_algorithms_enabled()
+    finally:
+        engine.pick_device(False, deterministic=False)
+    assert not torch.are_deterministic_algorithms_enabled()

@@ -1,0 +1,463 @@
+"""Each model of models/: wired right, torchvision's numbers, weights from elsewhere."""
+
+import copy
+import math
+import re
+import unittest
+from urllib.error import URLError
+
+import pytest
+import torch
+import torchvision
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+import models
+from models.basic_module import BasicModule
+from tests.templates import ModelTestsMixin
+from utils.checkpoint import CheckpointError
+from utils.options import imported_names
+
+NAMES = imported_names("models")  # what --model takes
+TORCHVISION = {"SqueezeNet": "squeezenet1_1", "ResNet34": "resnet34"}
+CALLS = {"SqueezeNet": lambda model, images: model.features(images), "ResNet34": nn.Module.__call__}
+
+
+def make_model(name: str, num_classes: int = 2, seed: int = 0, **options) -> BasicModule:
+    torch.manual_seed(seed)
+    return getattr(models, name)(num_classes=num_classes, **options)
+
+
+def theirs_of(name: str, num_classes: int = 2, seed: int = 3) -> nn.Module:
+    """Make torchvision's model of random weights, biases and BatchNorm statistics."""
+    torch.manual_seed(seed)
+    model = torchvision.models.get_model(TORCHVISION[name], num_classes=num_classes)
+    with torch.no_grad():
+        for key, value in model.state_dict().items():
+            if key.endswith("bias"):
+                value.normal_(std=0.1)
+            elif key.endswith("running_var"):
+                value.uniform_(1, 3)
+    return model.eval()
+
+
+def noise(size: int = 2, side: int = 64) -> Tensor:
+    return torch.randn(size, 3, side, side, generator=torch.Generator().manual_seed(1))
+
+
+def assert_same_state(model: nn.Module, expected: dict[str, Tensor]) -> None:
+    torch.testing.assert_close(dict(model.state_dict()), dict(expected), rtol=0, atol=0)
+
+
+# A model gets these tests by its import line in models/__init__.py.
+for name in NAMES:
+    facts = {"make_model": lambda self, name=name: getattr(models, name)(2, dropout=0.2)}
+    case = type(f"Test{name}", (unittest.TestCase, ModelTestsMixin), facts)
+    globals()[case.__name__] = case
+del case
+
+
+class Sound(BasicModule):
+    """A small model without a fault; each one below has exactly one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 16, 3, stride=4)
+        self.norm = nn.BatchNorm2d(16)
+        self.dropout = nn.Dropout(0.2)
+        self.fc = nn.Linear(16, 2)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.fc(self.dropout(self.norm(self.conv(images)).relu().amax(dim=(2, 3))))
+
+
+class OneLogitTooMany(Sound):
+    def forward(self, images):
+        return F.pad(super().forward(images), (0, 1), value=-9.0)
+
+
+class SqueezesTheBatch(Sound):
+    def forward(self, images):
+        return super().forward(images).squeeze()
+
+
+class CentresOverTheBatch(Sound):
+    def forward(self, images):
+        logits = super().forward(images)
+        return logits - 0.5 * logits.mean(dim=0) if len(logits) > 1 else logits
+
+
+class MixesTheLastTwo(Sound):
+    def forward(self, images):
+        logits = super().forward(images)
+        return torch.cat([logits[:-1], logits[-2:].mean(dim=0, keepdim=True)])
+
+
+class CutsTheGraph(Sound):
+    def forward(self, images):
+        x = self.norm(self.conv(images)).relu().amax(dim=(2, 3)).detach().requires_grad_()
+        return self.fc(self.dropout(x))
+
+
+class HasAnIdleLayer(Sound):
+    def __init__(self) -> None:
+        super().__init__()
+        self.idle = nn.Linear(2, 2)
+
+
+class CountsInEval(Sound):
+    def forward(self, images):
+        self.norm.train()
+        return super().forward(images)
+
+
+class ForgetsDropout(Sound):
+    def forward(self, images):
+        return F.dropout(super().forward(images), 0.2)
+
+
+class DropsNothing(Sound):
+    def train(self, mode=True):
+        super().train(mode)
+        self.dropout.eval()
+        return self
+
+
+class SavesHalf(Sound):
+    def save(self, path):
+        torch.save({n: v for n, v in self.state_dict().items() if "norm" not in n}, path)
+
+    def load(self, path):
+        self.load_state_dict(torch.load(path), strict=False)
+
+
+class IgnoresThePicture(Sound):
+    def forward(self, images):
+        return super().forward(0 * images) + super().forward(images) * 1e-6
+
+
+def failures_of(model_class: type[nn.Module]) -> set[str]:
+    """Run the mixin with unittest's own runner; return the names of the tests that failed."""
+    facts = {"make_model": lambda self: model_class(), "overfit_lr": 0.05}
+    case = type("Case", (unittest.TestCase, ModelTestsMixin), facts)
+    result = unittest.TestResult()
+    unittest.defaultTestLoader.loadTestsFromTestCase(case).run(result)
+    assert result.testsRun == 8
+    tests = [getattr(test, "test_case", test) for test, _ in result.failures + result.errors]
+    return {test._testMethodName for test in tests}
+
+
+@pytest.mark.parametrize(
+    ("faulty", "caught_by"),
+    [
+        (OneLogitTooMany, "test_gives_one_logit_a_class"),
+        (SqueezesTheBatch, "test_gives_one_logit_a_class"),
+        (CentresOverTheBatch, "test_no_picture_looks_at_another_one_of_its_batch"),
+        (MixesTheLastTwo, "test_no_picture_looks_at_another_one_of_its_batch"),
+        (CutsTheGraph, "test_one_step_updates_every_trainable_parameter"),
+        (HasAnIdleLayer, "test_one_step_updates_every_trainable_parameter"),
+        (CountsInEval, "test_eval_leaves_weights_and_statistics_alone"),
+        (ForgetsDropout, "test_dropout_works_in_training_alone"),
+        (DropsNothing, "test_dropout_works_in_training_alone"),
+        (SavesHalf, "test_a_saved_model_gives_the_same_answers"),
+        (IgnoresThePicture, "test_learns_one_batch_by_heart"),
+    ],
+)
+def test_the_mixin_catches(faulty, caught_by):
+    assert caught_by in failures_of(faulty)
+
+
+def test_the_mixin_passes_a_sound_model():
+    assert failures_of(Sound) == set()
+
+
+@pytest.mark.parametrize("num_classes", [2, 10])
+@pytest.mark.parametrize("name", TORCHVISION)
+def test_parameters_are_as_many_as_torchvisions(name, num_classes):
+    theirs = theirs_of(name, num_classes)
+    count = sum(parameter.numel() for parameter in theirs.parameters())
+    literal = {
+        "SqueezeNet": 722_496 + 513 * num_classes,
+        "ResNet34": 21_284_672 + 513 * num_classes,
+    }
+    assert make_model(name, num_classes).num_parameters == count == literal[name]
+
+
+@pytest.mark.parametrize("name", TORCHVISION)
+def test_torchvisions_weights_compute_what_they_compute_there(name):
+    theirs, ours, images = theirs_of(name), make_model(name).eval(), noise(side=70)
+    ours.load_weights(theirs.state_dict())
+    ours.match_torchvision()
+    with torch.no_grad():
+        expected, found = CALLS[name](theirs, images), CALLS[name](ours, images)
+    assert expected.std() > 0.01
+    torch.testing.assert_close(found, expected)
+
+
+@torch.no_grad()
+def test_squeezenet_differs_from_torchvision_by_bypass_and_last_relu_alone():
+    theirs, ours, images = theirs_of("SqueezeNet"), make_model("SqueezeNet").eval(), noise()
+    ours.load_weights(theirs.state_dict())
+    assert not torch.allclose(ours.features(images), theirs.features(images), rtol=0.1)
+    ours.match_torchvision()
+    before_relu = theirs.classifier[1](theirs.features(images))
+    torch.testing.assert_close(ours(images), before_relu.mean(dim=(2, 3)))
+    assert before_relu.min() < 0
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_first_loss_is_ln_k(name):
+    for num_classes in (2, 10):
+        model = make_model(name, num_classes).train()
+        loss = F.cross_entropy(model(noise(8)), torch.arange(8) % num_classes)
+        assert loss.item() == pytest.approx(math.log(num_classes), rel=0.2)
+
+
+@pytest.mark.parametrize("side", [64, 65, 97, 160])
+@pytest.mark.parametrize("name", NAMES)
+def test_any_size_from_64_up_works_for_a_batch_of_one(name, side):
+    logits = make_model(name).eval()(noise(1, side))
+    assert logits.shape == (1, 2)
+    assert logits.isfinite().all()
+
+
+# Weights from elsewhere.
+
+BOOK_RENAMES = [  # from our names to those of the book's ResNet34
+    (r"^conv1\.", "pre.0."),
+    (r"^bn1\.", "pre.1."),
+    (r"\.conv1\.", ".left.0."),
+    (r"\.bn1\.", ".left.1."),
+    (r"\.conv2\.", ".left.3."),
+    (r"\.bn2\.", ".left.4."),
+    (r"\.downsample\.", ".right."),
+]
+
+
+def as_the_book_names(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    for ours, books in BOOK_RENAMES:
+        state = {re.sub(ours, books, name): value for name, value in state.items()}
+    return state
+
+
+class BookBlock(nn.Module):
+    """The book's residual block: `left`, and `right` for the first block of every stage."""
+
+    def __init__(self, channels_in: int, channels: int, stride: int, first: bool) -> None:
+        super().__init__()
+        self.left = nn.Sequential(
+            nn.Conv2d(channels_in, channels, 3, stride, 1, bias=False),
+            nn.BatchNorm2d(channels),
+            nn.ReLU(),
+            nn.Conv2d(channels, channels, 3, 1, 1, bias=False),
+            nn.BatchNorm2d(channels),
+        )
+        self.right = nn.Sequential()
+        if first:
+            filters = nn.Conv2d(channels_in, channels, 1, stride, bias=False)
+            self.right = nn.Sequential(filters, nn.BatchNorm2d(channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.relu(self.left(x) + self.right(x))
+
+
+def book_resnet34() -> nn.Module:
+    """Build the book's ResNet34, whose first stage too begins with a filter on the shortcut."""
+    torch.manual_seed(5)
+    stages, channels_in = {}, 64
+    for number, (channels, blocks) in enumerate([(64, 3), (128, 4), (256, 6), (512, 3)], start=1):
+        stages[f"layer{number}"] = nn.Sequential(
+            BookBlock(channels_in, channels, 1 if number == 1 else 2, True),
+            *[BookBlock(channels, channels, 1, False) for _ in range(blocks - 1)],
+        )
+        channels_in = channels
+    pre = [nn.Conv2d(3, 64, 7, 2, 3, bias=False), nn.BatchNorm2d(64), nn.ReLU()]
+    model = nn.ModuleDict({"pre": nn.Sequential(*pre, nn.MaxPool2d(3, 2, 1)), **stages})
+    model["fc"] = nn.Linear(512, 2)
+    return model
+
+
+@torch.no_grad()
+def test_a_file_of_the_books_resnet34_gives_the_books_answers(tmp_path):
+    book, images = book_resnet34().eval(), noise()
+    x = images
+    for stage in ("pre", "layer1", "layer2", "layer3", "layer4"):
+        x = book[stage](x)
+    expected = book["fc"](x.mean(dim=(2, 3)))
+    torch.save(book.state_dict(), tmp_path / "book.pth")
+    ours = make_model("ResNet34").load(tmp_path / "book.pth").eval()
+    torch.testing.assert_close(ours(images), expected)
+
+    again = make_model("ResNet34", seed=1)  # it can be saved and loaded as any other
+    assert_same_state(again.load(ours.save(tmp_path / "ours.pth")), ours.state_dict())
+    ours.load_weights(make_model("ResNet34", seed=2).state_dict())  # and takes usual weights again
+    assert_same_state(ours, make_model("ResNet34", seed=2).state_dict())
+
+
+def test_resnet34_takes_the_books_names_and_dataparallels():
+    theirs = theirs_of("ResNet34")
+    for state in (
+        as_the_book_names(theirs.state_dict()),
+        {f"module.{name}": value for name, value in theirs.state_dict().items()},
+    ):
+        assert "conv1.weight" not in state
+        ours = make_model("ResNet34")
+        ours.load_weights(state)
+        assert_same_state(ours, theirs.state_dict())
+
+
+def test_squeezenet_takes_a_file_of_the_book(tmp_path):
+    theirs = theirs_of("SqueezeNet")
+    state = {f"model.{name}": value for name, value in theirs.state_dict().items()}
+    torch.save(state, tmp_path / "book.pth")
+    ours = make_model("SqueezeNet").load(tmp_path / "book.pth")
+    assert_same_state(ours, theirs.state_dict())
+
+
+def test_a_file_from_before_batchnorm_counted_batches_loads():
+    state = theirs_of("ResNet34").state_dict()
+    old = {n: v for n, v in state.items() if not n.endswith("num_batches_tracked")}
+    assert len(state) == 218 and len(old) == 182
+    ours = make_model("ResNet34")
+    ours.load_weights(old)
+    assert_same_state(ours, state)
+
+
+def other_shape() -> dict[str, Tensor]:
+    return make_model("SqueezeNet").state_dict() | {"features.3.squeeze.bias": torch.zeros(17)}
+
+
+def one_missing() -> dict[str, Tensor]:
+    state = make_model("SqueezeNet").state_dict()
+    del state["features.0.bias"]
+    return state
+
+
+@pytest.mark.parametrize(
+    ("name", "make_state", "words"),
+    [
+        ("SqueezeNet", other_shape, [r"features.3.squeeze.bias is \(17,\) there, \(16,\) here;"]),
+        ("SqueezeNet", one_missing, [r"features.0.bias is missing there, \(64,\) here;"]),
+        (
+            "SqueezeNet",
+            lambda: make_model("SqueezeNet", 10).state_dict(),
+            [r"classifier.1.weight is \(10, 512, 1, 1\) there, \(2, 512, 1, 1\) here \(and 1 more"],
+        ),
+        (
+            "ResNet34",
+            lambda: make_model("ResNet34", 10).state_dict(),
+            [r"fc.weight is \(10, 512\) there, \(2, 512\) here \(and 1 more\)"],
+        ),
+        (
+            "ResNet34",
+            lambda: make_model("SqueezeNet").state_dict(),
+            [r"conv1.weight is missing there, \(64, 3, 7, 7\) here \(and \d+ more\)"],
+        ),
+        (
+            "ResNet34",
+            lambda: book_resnet34().state_dict() | {"fc.bias": torch.zeros(3)},
+            [r"fc.bias is \(3,\) there, \(2,\) here;"],
+        ),
+        (
+            "SqueezeNet",
+            lambda: {"epoch": 3, "features.0.bias": "no tensor"},
+            [r"features.0.weight is missing there", r"more"],
+        ),
+    ],
+    ids=["shape", "missing", "classes", "classes-resnet", "other-model", "book", "no-tensors"],
+)
+def test_weights_that_do_not_fit_are_named_and_change_nothing(name, make_state, words, tmp_path):
+    torch.save(make_state(), tmp_path / "wrong.pth")
+    model = make_model(name, seed=4)
+    before, logits = copy.deepcopy(model.state_dict()), model.eval()(noise())
+    with pytest.raises(CheckpointError) as caught:
+        model.load(tmp_path / "wrong.pth")
+    message = str(caught.value)
+    assert message.startswith(f"{tmp_path / 'wrong.pth'} does not fit {name}: ")
+    assert "\n" not in message
+    for word in words:
+        assert re.search(word, message), message
+    assert_same_state(model, before)
+    assert torch.equal(model(noise()), logits)
+
+
+@pytest.mark.parametrize("name", TORCHVISION)
+def test_pretrained_weights_replace_all_but_the_head(name, monkeypatch):
+    theirs, asked = theirs_of(name, num_classes=1000), {}
+
+    def download(url, **options):
+        asked.update(options, url=url)
+        state = theirs.state_dict()  # the real files do not count batches
+        return {n: v for n, v in state.items() if not n.endswith("num_batches_tracked")}
+
+    monkeypatch.setattr(torch.hub, "load_state_dict_from_url", download)
+    ours = make_model(name, num_classes=5)
+    before = copy.deepcopy(ours.state_dict())
+    ours.load_pretrained()
+    for key, value in ours.state_dict().items():
+        expected = before if key.startswith(("classifier.", "fc.")) else theirs.state_dict()
+        assert torch.equal(value, expected[key]), key
+    weights = torchvision.models.get_model_weights(TORCHVISION[name]).IMAGENET1K_V1
+    assert asked["url"] == weights.url
+    assert asked["weights_only"] and asked["check_hash"]
+
+
+@pytest.mark.parametrize("error", [URLError("no route"), ConnectionResetError("reset")])
+@pytest.mark.parametrize("name", TORCHVISION)
+def test_without_a_network_pretrained_names_the_file_and_its_folder(
+    name, error, monkeypatch, tmp_path
+):
+    def download(*args, **options):
+        raise error
+
+    monkeypatch.setattr(torch.hub, "download_url_to_file", download)  # torch's own part stays real
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    model = make_model(name)
+    before = copy.deepcopy(model.state_dict())
+    with pytest.raises(CheckpointError) as caught:
+        model.load_pretrained()
+    message, file = str(caught.value), model.pretrained_url.rpartition("/")[2]
+    assert "\n" not in message
+    assert file in message and re.fullmatch(r"\w+-[0-9a-f]{8}\.pth", file)
+    assert str(tmp_path / "hub" / "checkpoints") in message
+    assert_same_state(model, before)
+
+
+@pytest.mark.parametrize("name", TORCHVISION)
+def test_pretrained_weights_put_by_hand_into_that_folder_are_used(name, monkeypatch, tmp_path):
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    ours, theirs = make_model(name), theirs_of(name, num_classes=1000)
+    folder = tmp_path / "hub" / "checkpoints"
+    folder.mkdir(parents=True)
+    torch.save(theirs.state_dict(), folder / ours.pretrained_url.rpartition("/")[2])
+    ours.load_pretrained()
+    first = next(iter(theirs.state_dict()))
+    assert torch.equal(ours.state_dict()[first], theirs.state_dict()[first])
+
+
+# Saving.
+
+
+def test_saved_files_are_named_by_class_and_time_and_never_overwritten(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("time.strftime", lambda form: form.replace("%", ""))  # one second
+    saved = [make_model("SqueezeNet", seed=seed) for seed in range(3)]
+    paths = [model.save() for model in saved]
+    assert len({*paths}) == 3
+    for model, path in zip(saved, paths, strict=True):
+        assert path.parent.resolve() == (tmp_path / "checkpoints").resolve()
+        assert_same_state(make_model("SqueezeNet", seed=9).load(path), model.state_dict())
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_saved_files_name_is_legal_on_windows(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    path = make_model(name).save()
+    assert re.fullmatch(rf"{name}_\d{{4}}_\d\d_\d\d_\d\d\.pth", path.name)
+    assert [file.name for file in path.parent.iterdir()] == [path.name]  # no temporary file
+
+
+def test_a_saved_file_is_a_bare_state_dict_that_torch_reads_safely(tmp_path):
+    model = make_model("SqueezeNet")
+    state = torch.load(model.save(tmp_path / "a" / "b.pth"), weights_only=True)
+    assert_same_state(model, state)

@@ -1,0 +1,652 @@
+"""The commands train, val and test, run as a user runs them, on pictures made in seconds."""
+
+import csv
+import json
+import os
+import pickle
+import runpy
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import warnings
+import zipfile
+from collections import Counter
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+import torch
+from PIL import Image
+from torch.nn import functional as F
+
+import config
+import data
+import main
+import models
+from data.sampler import EpochSampler
+from utils import checkpoint, runs
+from utils.failures import one_line_failures
+from utils.seed import seed_everything
+
+PROJECT = Path(__file__).resolve().parent.parent
+NOBODY = 1  # a port where no visdom server is
+SMALL = {
+    "image_size": 64,
+    "batch_size": 16,
+    "num_workers": 0,
+    "use_gpu": False,
+    "visdom_port": NOBODY,
+    "debug_file": None,
+    "print_freq": 1,
+}
+
+
+class Done(NamedTuple):
+    """How a command ended."""
+
+    code: int
+    out: str
+    err: str
+    warnings: list[str]
+
+
+@pytest.fixture
+def command(monkeypatch, capsys):
+    """Run main.py with these words, in this process: its checks, fire, and the command."""
+
+    def run(*words: str) -> Done:
+        small = [f"--{n}={v}" for n, v in SMALL.items()]
+        given = {word.partition("=")[0].replace("-", "_") for word in words}
+        small = [word for word in small if word.partition("=")[0].replace("-", "_") not in given]
+        monkeypatch.setattr(sys, "argv", ["main.py", *map(str, words), *small])
+        capsys.readouterr()
+        code = 0
+        with warnings.catch_warnings(record=True) as caught:  # they would be further lines
+            try:
+                runpy.run_path(str(PROJECT / "main.py"), run_name="__main__")
+            except SystemExit as end:
+                code = end.code
+        return Done(code, *capsys.readouterr(), [str(warning.message) for warning in caught])
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def plain(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of two epochs by itself: the folder."""
+    root = tmp_path_factory.mktemp("plain")
+    return train(pictures, root, max_epoch=2, env="1e3")
+
+
+def train(pictures: Path, root: Path, **options) -> Path:
+    paths = {"train_data_root": pictures / "train", "checkpoint_root": root}
+    return main.train(**SMALL | paths | options)
+
+
+def metrics_of(run: Path) -> list[dict[str, float]]:
+    with open(run / "metrics.csv", newline="") as file:
+        return [{name: float(v) for name, v in row.items()} for row in csv.DictReader(file)]
+
+
+def read_result(path: str | Path) -> dict[int, float]:
+    header, *lines = Path(path).read_text().splitlines()
+    assert header == "id,label"
+    pairs = [line.split(",") for line in lines]
+    assert len({name for name, _ in pairs}) == len(pairs)
+    return {int(name): float(label) for name, label in pairs}
+
+
+def assert_same_weights(one: Path, other: Path) -> None:
+    """The last weights and the optimizer's state agree bit for bit."""
+    first, second = (checkpoint.read(run / "last.pth") for run in (one, other))
+    assert first["model"].keys() == second["model"].keys()
+    for name, value in first["model"].items():
+        assert torch.equal(value, second["model"][name]), name
+    for number, state in first["optimizer"]["state"].items():
+        for name, value in state.items():
+            assert torch.equal(value, second["optimizer"]["state"][number][name]), (number, name)
+    assert first["history"] == second["history"]
+
+
+def copy_of(folder: Path, target: Path) -> Path:
+    shutil.copytree(folder, target)
+    return target
+
+
+# What a run leaves behind.
+
+
+def test_a_run_folder_holds_everything_about_the_run(plain, pictures):
+    assert plain.name.startswith("SqueezeNet_20") and len(plain.name) == len("SqueezeNet_") + 15
+    names = {path.name for path in plain.iterdir()}
+    events = {name for name in names if name.startswith("events.out.tfevents.")}
+    assert len(events) == 1 and not [name for name in names if name.endswith(".tmp")]
+    assert names - events == {
+        *("config.json", "environment.json", "metrics.csv", "log.txt"),
+        *("last.pth", "best.pth", "report.html"),
+    }
+    options = json.loads((plain / "config.json").read_text())
+    assert options == config.DefaultConfig(**options).as_dict()
+    assert (options["env"], options["batch_size"], options["max_epoch"]) == ("1e3", 16, 2)
+    assert options["train_data_root"] == str(pictures / "train")
+    environment = json.loads((plain / "environment.json").read_text())
+    assert environment["packages"]["torch"].split("+")[0] == torch.__version__.split("+")[0]
+    assert environment["command"] == sys.argv
+    assert environment["cores"] == os.cpu_count()
+
+
+def test_metrics_have_a_row_an_epoch_and_the_log_tells_of_each(plain):
+    rows = metrics_of(plain)
+    assert [row["epoch"] for row in rows] == [1, 2]
+    names = ["epoch", "lr", "train_loss", "train_accuracy", "val_loss", "val_accuracy"]
+    assert list(rows[0]) == names
+    assert rows == [pytest.approx(row) for row in checkpoint.read(plain / "last.pth")["history"]]
+    log = (plain / "log.txt").read_text()
+    for row in rows:
+        assert ", ".join(f"{name} {value:.4g}" for name, value in row.items()) in log
+    assert "train: 42 pictures (21 cat, 21 dog)" in log
+    assert "val: 18 pictures (9 cat, 9 dog)" in log
+
+
+def test_the_report_is_one_file_with_its_pictures_inside(plain):
+    page = (plain / "report.html").read_text()
+    best = max(row["val_accuracy"] for row in metrics_of(plain))
+    assert f"<b>{best:.2%}</b> of 18 val pictures" in page
+    assert page.count("src='data:image/") == page.count("<img") >= 2
+    assert "http:" not in page and "https:" not in page
+    assert "<td>env</td><td>1e3</td>" in page
+
+
+def test_tensorboard_reads_the_curves_of_the_run(plain):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(plain))
+    events.Reload()
+    rows = metrics_of(plain)
+    assert len(events.Scalars("loss")) == 6  # three steps an epoch, one point each
+    for name in ("train_accuracy", "val_loss", "val_accuracy"):
+        points = events.Scalars(name)
+        assert [point.step for point in points] == [0, 1]
+        assert [point.value for point in points] == pytest.approx([row[name] for row in rows])
+
+
+# A run is a function of its options.
+
+
+@pytest.mark.filterwarnings("ignore:This DataLoader will create:UserWarning")  # on few cores
+@pytest.mark.parametrize("workers", [1, 4])
+def test_same_options_make_the_same_weights_with_any_number_of_workers(
+    plain, pictures, tmp_path, workers
+):
+    torch.manual_seed(workers)
+    again = train(pictures, tmp_path, max_epoch=2, num_workers=workers)
+    assert_same_weights(plain, again)
+
+
+def test_a_run_in_between_with_other_options_does_not_change_the_next(plain, pictures, tmp_path):
+    other = train(pictures, tmp_path, max_epoch=2, seed=5, lr=0.1, dropout=0, schedule="plateau")
+    again = train(pictures, tmp_path, max_epoch=2)
+    assert_same_weights(plain, again)
+    with pytest.raises(AssertionError):
+        assert_same_weights(plain, other)
+
+
+def test_two_runs_that_start_in_one_second_get_two_folders(pictures, tmp_path, monkeypatch):
+    monkeypatch.setattr(runs.time, "strftime", lambda form: "20260102_030405")
+    names = [train(pictures, tmp_path, max_epoch=1).name for _ in range(2)]
+    assert names == ["SqueezeNet_20260102_030405", "SqueezeNet_20260102_030405_2"]
+    assert all((tmp_path / name / "last.pth").exists() for name in names)
+
+
+def test_the_train_loss_is_the_mean_over_pictures_whatever_the_batch_sizes(pictures, tmp_path):
+    frozen = {"lr": 1e-30, "dropout": 0, "label_smoothing": 0, "crop_scale": 0.5}
+    run = train(pictures, tmp_path, max_epoch=1, batch_size=20, **frozen)
+    row = metrics_of(run)[0]
+
+    seed_everything(0, "weights")
+    model = models.SqueezeNet(num_classes=2, dropout=0)
+    dataset = data.DogCat(pictures / "train", mode="train", image_size=64, crop_scale=0.5)
+    losses, right = [], 0
+    with torch.no_grad():
+        for _, images, labels in data.Loader(dataset, 20, 0, shuffle=True).epoch(0):
+            logits = model(images)
+            losses.append(F.cross_entropy(logits, labels, reduction="none"))
+            right += int((logits.argmax(1) == labels).sum())
+    assert [len(part) for part in losses] == [20, 20, 2]
+    of_pictures, of_batches = torch.cat(losses).mean().item(), sum(p.mean() for p in losses) / 3
+    assert row["train_loss"] == pytest.approx(of_pictures, abs=1e-5)
+    assert abs(of_pictures - of_batches) > 1e-4  # so that the line above can fail
+    assert row["train_accuracy"] == right / 42
+
+
+def test_from_main_import_train_returns_the_folder_and_leaves_options_alone(pictures, tmp_path):
+    before = dict(vars(config.DefaultConfig))
+    run = train(pictures, tmp_path, max_epoch=1, lr="1e-3")
+    assert run.parent == tmp_path and run.is_dir()
+    assert dict(vars(config.DefaultConfig)) == before
+    assert json.loads((run / "config.json").read_text())["lr"] == 0.001
+
+
+@pytest.mark.parametrize(
+    ("options", "steps"),
+    [({"batch_size": 1000}, 1), ({"batch_size": 41}, 2), ({"batch_size": 41, "accumulate": 8}, 2)],
+    ids=["larger than the set", "a last batch of one", "one picture in eight parts"],
+)
+def test_any_batch_size_trains(pictures, tmp_path, options, steps):
+    run = train(pictures, tmp_path, max_epoch=1, **options)
+    state = checkpoint.read(run / "last.pth")
+    assert state["optimizer"]["state"][0]["step"] == steps
+    assert all(value.isfinite().all() for value in state["model"].values())
+
+
+def test_the_plateau_schedule_lowers_the_rate_when_the_val_loss_has_not_fallen(
+    pictures, tmp_path, monkeypatch
+):
+    margins = iter([1.0, 2.0, 2.0, 3.0, 1.0, 1.0, 1.0])  # surer each time = a lower loss
+
+    def evaluate(model, batches, precision, debug_file=None):
+        margin = next(margins, 1.0)
+        return torch.tensor([[margin, 0.0], [0.0, margin]]), torch.tensor([0, 1])
+
+    monkeypatch.setattr(main.engine, "evaluate", evaluate)
+    monkeypatch.setattr(main, "write_report", lambda *parts: None)
+    options = {"schedule": "plateau", "warmup": 0, "lr": 0.001, "lr_decay": 0.1, "batch_size": 42}
+    run = train(pictures, tmp_path, max_epoch=6, **options)
+    rates = [row["lr"] for row in metrics_of(run)]
+    assert rates == pytest.approx([1e-3, 1e-3, 1e-3, 1e-4, 1e-4, 1e-5])
+    optimizer = checkpoint.read(run / "last.pth")["optimizer"]
+    assert optimizer["state"][0]["step"] == 6  # one optimizer all the way
+    assert optimizer["param_groups"][0]["lr"] == pytest.approx(1e-5)
+
+
+# val and test.
+
+
+def test_val_finds_what_train_wrote_of_its_best_epoch(plain, pictures):
+    rows = metrics_of(plain)
+    best = checkpoint.read(plain / "best.pth")["history"][-1]
+    summary = main.val(load_model_path=plain, **machine())
+    assert summary["accuracy"] == best["val_accuracy"] == max(r["val_accuracy"] for r in rows)
+    assert summary["log_loss"] == pytest.approx(best["val_loss"], abs=1e-6)
+    assert summary["count"] == 18 and [sum(row) for row in summary["confusion"]] == [9, 9]
+
+
+def machine() -> dict:
+    return {name: SMALL[name] for name in ("use_gpu", "num_workers", "debug_file")}
+
+
+def by_hand(model: torch.nn.Module, path: Path, size: int, mean: list, std: list) -> float:
+    """P(dog) of one picture, with nothing of the project but the model."""
+    image = Image.open(path).convert("RGB")
+    side = round(0.875 * min(image.size))
+    left, top = (image.width - side) // 2, (image.height - side) // 2
+    image = image.crop((left, top, left + side, top + side)).resize((size, size), Image.BILINEAR)
+    pixels = torch.tensor(list(image.tobytes())).view(size, size, 3) / 255
+    pixels = (pixels - torch.tensor(mean)) / torch.tensor(std)
+    with torch.no_grad():
+        logits = model.eval()(pixels.permute(2, 0, 1)[None])
+    return logits.exp()[0, 1].item() / logits.exp().sum().item()
+
+
+def test_test_writes_the_probability_of_dog_for_each_picture_in_numeric_order(
+    plain, pictures, tmp_path, capsys
+):
+    folder = tmp_path / "test1"
+    folder.mkdir()
+    numbers = {1: 10, 2: 2, 3: 100, 4: 9, 5: 1, 6: 20}  # in the order of names: 1 10 100 2 20 9
+    for old, new in numbers.items():
+        shutil.copy(pictures / "test1" / f"{old}.jpg", folder / f"{new}.jpg")
+    (folder / "11.jpg").write_bytes(b"not a picture")
+    result = main.test(
+        load_model_path=plain,
+        test_data_root=folder,
+        result_file=tmp_path / "new" / "r.csv",
+        **machine(),
+    )
+    found = read_result(result)
+    assert result == tmp_path / "new" / "r.csv"
+    assert list(found) == [1, 2, 9, 10, 11, 20, 100]
+    model = models.SqueezeNet(num_classes=2).load(plain / "best.pth")
+    mean, std = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
+    for number in numbers.values():
+        expected = by_hand(model, folder / f"{number}.jpg", 64, mean, std)
+        assert found[number] == pytest.approx(expected, abs=1e-4)
+    assert found[11] == 0.5
+    assert f"{folder / '11.jpg'} is left out: " in capsys.readouterr().out
+    assert len({f"{label:.6f}" for label in found.values()}) > 2  # they do differ
+
+
+def test_val_and_test_normalise_and_scale_as_the_checkpoint_says(plain, pictures, tmp_path):
+    contents = checkpoint.read(plain / "best.pth")
+    contents |= {"mean": [0.2, 0.3, 0.4], "std": [0.5, 0.6, 0.7]}
+    contents["options"]["image_size"] = 80
+    path = checkpoint.write(tmp_path / "other.pth", contents)
+    result = main.test(
+        load_model_path=path,
+        test_data_root=pictures / "test1",
+        result_file=tmp_path / "r.csv",
+        **machine(),
+    )
+    model = models.SqueezeNet(num_classes=2).load(path)
+    expected = by_hand(model, pictures / "test1" / "1.jpg", 80, contents["mean"], contents["std"])
+    assert read_result(result)[1] == pytest.approx(expected, abs=1e-4)
+    usual = main.val(load_model_path=plain, **machine())["log_loss"]
+    assert abs(main.val(load_model_path=path, **machine())["log_loss"] - usual) > 1e-4
+
+
+def test_test_needs_nothing_but_the_checkpoint_of_another_model(pictures, tmp_path, command):
+    done = command(
+        "train",
+        "--model=ResNet34",
+        "--env=1e3",
+        "--max-epoch=1",
+        "--batch-size=41",  # and batch norm meets a last batch of one
+        f"--train-data-root={pictures / 'train'}",
+        f"--checkpoint-root={tmp_path / 'runs'}",
+    )
+    assert done.code == 0, done.err
+    (run,) = (tmp_path / "runs").iterdir()
+    assert json.loads((run / "config.json").read_text())["env"] == "1e3"
+    result = main.test(
+        load_model_path=run,
+        test_data_root=pictures / "test1",
+        result_file=tmp_path / "r.csv",
+        use_gpu=False,
+        num_workers=0,
+    )
+    model = models.ResNet34(num_classes=2).load(run / "best.pth")
+    shutil.rmtree(run)  # half a gigabyte
+    mean, std = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
+    found = read_result(result)
+    assert list(found) == [1, 2, 3, 4, 5, 6]
+    for number in (1, 6):
+        expected = by_hand(model, pictures / "test1" / f"{number}.jpg", 64, mean, std)
+        assert found[number] == pytest.approx(expected, abs=1e-4)
+
+
+def test_a_bare_state_dict_serves_with_its_model_and_image_size_given(
+    plain, pictures, tmp_path, command
+):
+    model = models.SqueezeNet(num_classes=2).load(plain / "best.pth")
+    bare = model.save(tmp_path / "bare.pth")
+    results = []
+    for path in (bare, plain):
+        done = command(
+            "test",
+            f"--load-model-path={path}",
+            "--model=SqueezeNet",
+            "--image-size=64",
+            f"--test-data-root={pictures / 'test1'}",
+            f"--result-file={tmp_path / 'r.csv'}",
+        )
+        assert done.code == 0 and "6 rows are in" in done.out, done.err
+        results.append((tmp_path / "r.csv").read_text())
+    assert results[0] == results[1]
+
+
+def test_without_a_path_val_takes_the_newest_run(plain, pictures, tmp_path, command):
+    empty = command("val", f"--checkpoint-root={tmp_path}")
+    assert empty.code == 1 and f"there is no run in {tmp_path} yet" in empty.err
+    done = command("val", f"--checkpoint-root={plain.parent}")
+    assert done.code == 0 and f"checkpoint {plain / 'best.pth'}" in done.out
+    assert "accuracy" in done.out and "of 18 pictures" in done.out
+
+
+# Broken pictures.
+
+
+def test_broken_pictures_are_named_and_training_goes_on(pictures, tmp_path):
+    folder = copy_of(pictures / "train", tmp_path / "train")
+    kinds = {mode: data.DogCat(folder, mode=mode) for mode in ("train", "val")}
+    order = [index for _, index in EpochSampler(42, seed=0, shuffle=True)]
+    broken = {
+        "train": [*order[16:32], order[0]],  # all of the second batch, and one of the first
+        "val": [*range(16), 17],  # all of the first batch, and one of the second
+    }
+    names = [kinds[m].names[i].decode() for m, indices in broken.items() for i in indices]
+    for number, name in enumerate(names):
+        whole = (folder / name).read_bytes()
+        (folder / name).write_bytes([b"", b"<html>", whole[: len(whole) // 2]][number % 3])
+    run = train(folder.parent, tmp_path / "runs", max_epoch=1)
+    log = (run / "log.txt").read_text()
+    for name in names:
+        assert log.count(f"{folder / name} is left out: ") == 1
+    assert log.count("is left out: ") == len(names) == 34
+    assert checkpoint.read(run / "last.pth")["optimizer"]["state"][0]["step"] == 2
+    row = metrics_of(run)[0]
+    assert row["val_accuracy"] in (0, 1) and 0 < row["train_loss"] < 10  # one val picture is left
+    assert "of 1 val pictures right" in (run / "report.html").read_text()
+
+
+def test_a_folder_of_nothing_but_broken_pictures_ends_in_one_line(tmp_path, command):
+    folder = tmp_path / "train"
+    folder.mkdir()
+    for kind in ("cat", "dog"):
+        for number in range(4):
+            (folder / f"{kind}.{number}.jpg").write_bytes(b"GIF89a")
+    done = command("train", f"--train-data-root={folder}", f"--checkpoint-root={tmp_path / 'r'}")
+    assert done.code == 1 and len(done.err.splitlines()) == 1
+    assert "not one picture could be read" in done.err
+
+
+# Checkpoints that are none, and other failures: one line, exit code 1.
+
+
+class Bomb:
+    def __init__(self, marker: Path) -> None:
+        self.marker = marker
+
+    def __reduce__(self):
+        return os.system, (f"touch {self.marker}",)
+
+
+def bad_checkpoint(kind: str, folder: Path, marker: Path) -> Path:
+    path = folder / f"{kind}.pth"
+    if kind == "page":
+        path.write_text("<!doctype html><title>404: not found</title>")
+    elif kind == "empty":
+        path.write_bytes(b"")
+    elif kind == "folder":
+        path.mkdir()
+    elif kind == "noise":
+        path.write_bytes(torch.randint(256, (4096,), dtype=torch.uint8).numpy().tobytes())
+    elif kind == "cut":
+        models.SqueezeNet(num_classes=2).save(path)
+        path.write_bytes(path.read_bytes()[:100_000])
+    elif kind == "list":
+        torch.save([1, 2], path)
+    elif kind == "classes":
+        models.SqueezeNet(num_classes=3).save(path)
+    elif kind == "other-classes":
+        contents = {"model": models.SqueezeNet(num_classes=2), "classes": ["ant", "bee"]}
+        checkpoint.save(path, **contents)
+    elif kind == "architecture":
+        torch.save({"model": {"conv1.weight": torch.zeros(64, 3, 7, 7)}}, path)
+    elif kind == "pickle":
+        path.write_bytes(pickle.dumps(Bomb(marker)))
+    elif kind == "archive":
+        with zipfile.ZipFile(path, "w") as file:
+            file.writestr("archive/data.pkl", pickle.dumps({"model": Bomb(marker)}, protocol=2))
+            file.writestr("archive/version", "3\n")
+            file.writestr("archive/byteorder", "little")
+    return path
+
+
+KINDS = "page empty folder noise cut list classes other-classes architecture pickle archive"
+
+
+@pytest.mark.parametrize("kind", KINDS.split())
+def test_a_wrong_checkpoint_is_one_line_that_names_it(kind, pictures, tmp_path, command):
+    marker = tmp_path / "marker"
+    path = bad_checkpoint(kind, tmp_path, marker)
+    done = command(
+        "test",
+        f"--load-model-path={path}",
+        f"--test-data-root={pictures / 'test1'}",
+        f"--result-file={tmp_path / 'r.csv'}",
+    )
+    assert done.code == 1 and not done.warnings
+    assert len(done.err.splitlines()) == 1 and str(path) in done.err and len(done.err) < 600
+    assert not marker.exists() and not (tmp_path / "r.csv").exists()
+
+
+@pytest.mark.parametrize("kind", ["pickle", "archive"])
+def test_the_bombs_of_these_tests_would_go_off(kind, tmp_path):
+    path = bad_checkpoint(kind, tmp_path, tmp_path / "marker")
+    if kind == "pickle":
+        pickle.loads(path.read_bytes())
+    else:
+        torch.load(path, weights_only=False)
+    assert (tmp_path / "marker").exists()
+
+
+def test_train_refuses_a_wrong_checkpoint_in_one_line_too(pictures, tmp_path, command):
+    path = bad_checkpoint("classes", tmp_path, tmp_path / "marker")
+    done = command(
+        "train",
+        f"--load-model-path={path}",
+        f"--train-data-root={pictures / 'train'}",
+        f"--checkpoint-root={tmp_path / 'runs'}",
+    )
+    assert done.code == 1 and len(done.err.splitlines()) == 1
+    assert f"{path} does not fit SqueezeNet: classifier.1.weight is (3, 512, 1, 1)" in done.err
+
+
+def test_a_bug_in_a_model_is_one_line_with_its_place_or_the_whole_traceback(
+    pictures, tmp_path, monkeypatch, command
+):
+    def forward(self, images):
+        return self.features(images).sum(dim="no such axis")  # this line is the bug
+
+    monkeypatch.setattr(models.SqueezeNet, "forward", forward)
+    words = ["train", f"--train-data-root={pictures / 'train'}", f"--checkpoint-root={tmp_path}"]
+    done = command(*words)
+    place = f"tests{os.sep}test_train.py:{forward.__code__.co_firstlineno + 1}"
+    assert done.code == 1 and len(done.err.splitlines()) == 1
+    assert place in done.err and "Error: " in done.err and "--traceback" in done.err
+    with pytest.raises(Exception, match="sum"):
+        command(*words, "--traceback")
+
+
+def test_pretrained_weights_without_a_network_are_one_line(
+    pictures, tmp_path, monkeypatch, command
+):
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "hub"))
+    monkeypatch.setattr(models.SqueezeNet, "pretrained_url", "http://127.0.0.1:1/weights-12ab.pth")
+    done = command(
+        "train",
+        "--pretrained",
+        f"--train-data-root={pictures / 'train'}",
+        f"--checkpoint-root={tmp_path / 'runs'}",
+    )
+    line = done.err.splitlines()[-1]
+    assert done.code == 1 and "Traceback" not in done.err
+    assert line.startswith("cannot download http://127.0.0.1:1/weights-12ab.pth (")
+    assert f"put that file into {tmp_path / 'hub' / 'checkpoints'} and run again" in line
+
+
+def test_an_interrupted_command_ends_with_130():
+    with pytest.raises(SystemExit) as end, one_line_failures(show_traceback=False):
+        raise KeyboardInterrupt
+    assert end.value.code == 130
+
+
+def children_of(pid: int) -> list[int]:
+    """The processes whose parent is `pid`, from Linux's /proc."""
+    found = []
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            parent = int(stat.read_text().rpartition(")")[2].split()[1])
+        except OSError:
+            continue
+        if parent == pid:
+            found.append(int(stat.parent.name))
+    return found
+
+
+def is_alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="looks for processes in /proc")
+def test_ctrl_c_ends_a_training_at_once_with_its_workers_and_says_one_line(pictures, tmp_path):
+    words = [f"--{n}={v}" for n, v in (SMALL | {"num_workers": 2, "max_epoch": 1000}).items()]
+    words += [f"--train-data-root={pictures / 'train'}", f"--checkpoint-root={tmp_path}"]
+    process = subprocess.Popen(
+        [sys.executable, PROJECT / "main.py", "train", *words],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    try:
+        wait_until(lambda: list(tmp_path.glob("*/last.pth")))
+        workers = children_of(process.pid)
+        os.killpg(process.pid, signal.SIGINT)  # a terminal sends it to the workers as well
+        out, err = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert process.returncode == 130
+    assert err.splitlines()[-1] == "interrupted" and "Traceback" not in out + err
+    assert len(workers) >= 2
+    wait_until(lambda: not any(map(is_alive, workers)))
+    (run,) = tmp_path.iterdir()
+    assert checkpoint.read(run / "last.pth")["history"][0]["epoch"] == 1
+
+
+def wait_until(condition, seconds: float = 120) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it did not happen"
+        time.sleep(0.02)
+
+
+# The commands as a user types them, each in a process of its own.
+
+
+def test_a_failure_shows_its_traceback_only_with_the_option(pictures, tmp_path):
+    path = bad_checkpoint("page", tmp_path, tmp_path / "marker")
+    command = [sys.executable, PROJECT / "main.py", "test", f"--load-model-path={path}"]
+    command += [f"--test-data-root={pictures / 'test1'}", "--num-workers=0", "--traceback"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 1
+    assert "Traceback (most recent call last)" in done.stderr
+    assert f"CheckpointError: {path} is not a readable checkpoint: " in done.stderr.splitlines()[-1]
+
+
+def test_real_photos_go_through_train_and_test(photos, tmp_path, command):
+    for folder, count in (("train", 40), ("test1", 10)):
+        (tmp_path / folder).mkdir()
+        every = sorted((photos / "photos" / folder).iterdir())
+        for path in every[:: len(every) // count][:count]:
+            shutil.copy(path, tmp_path / folder / path.name)
+    kinds = Counter(path.name[:3] for path in (tmp_path / "train").iterdir())
+    assert kinds.total() == 40 and set(kinds) == {"cat", "dog"}
+    done = command(
+        "train",
+        "--max-epoch=1",
+        f"--train-data-root={tmp_path / 'train'}",
+        f"--checkpoint-root={tmp_path / 'runs'}",
+    )
+    assert done.code == 0, done.err
+    (run,) = (tmp_path / "runs").iterdir()
+    assert len(metrics_of(run)) == 1 and "is left out" not in (run / "log.txt").read_text()
+    done = command(
+        "test",
+        f"--load-model-path={run}",
+        f"--test-data-root={tmp_path / 'test1'}",
+        f"--result-file={tmp_path / 'result.csv'}",
+    )
+    assert done.code == 0, done.err
+    found = read_result(tmp_path / "result.csv")
+    assert (
+        sorted(found)
+        == list(found)
+        == sorted(int(path.stem) for path in (tmp_path / "test1").iterdir())
+    )
+    assert all(0 < label < 1 for label in found.values())
