@@ -7,11 +7,18 @@ import platform
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
 
 PROJECT = Path(__file__).resolve().parent.parent
 PACKAGES = ("torch", "torchvision", "numpy", "pillow", "fire", "visdom", "torchnet", "tensorboard")
@@ -78,6 +85,47 @@ def environment() -> dict[str, Any]:
     }
 
 
+class Disk:
+    """`with disk(path):` around a write: a disk that refuses it costs a warning, not the run.
+
+    `failures` has the paths whose newest contents are not on the disk, and why.
+    """
+
+    def __init__(self, warn: Callable[[str], None]) -> None:
+        self.warn = warn
+        self.failures: dict[Path, str] = {}
+
+    @contextmanager
+    def __call__(self, path: Path) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            reason = error.strerror or str(error)
+            if reason not in self.failures.values():
+                self.warn(f"{path} cannot be written ({reason}); the run goes on and tries again")
+            self.failures[path] = reason
+        else:
+            self.failures.pop(path, None)
+
+    def raise_failures(self) -> None:
+        """Raise OSError if something is still not written."""
+        if self.failures:
+            words = ", ".join(f"{path} ({reason})" for path, reason in self.failures.items())
+            raise OSError(f"the run is complete but not all on the disk: {words}")
+
+
+class Lock:
+    """Makes a run's folder one process's own; the system releases it however the process ends."""
+
+    def __init__(self, folder: Path) -> None:
+        self.file = open(folder / ".lock", "a")  # noqa: SIM115
+        if fcntl:  # a record lock: loader workers do not inherit it
+            try:
+                fcntl.lockf(self.file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                raise OSError(f"{folder} belongs to a run that is still going on") from None
+
+
 class Log:
     """Print lines without breaking a progress bar, and keep them in a file."""
 
@@ -86,5 +134,5 @@ class Log:
 
     def __call__(self, line: str) -> None:
         tqdm.write(line)
-        with open(self.path, "a", encoding="utf-8") as file:
+        with suppress(OSError), open(self.path, "a", encoding="utf-8") as file:
             file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {line}\n")
