@@ -10,8 +10,10 @@ from pathlib import Path
 
 from config import COMMANDS, DefaultConfig
 from utils.options import check_usage
+from utils.signals import Stop, die_quietly
 
 if __name__ == "__main__":  # wrong usage and help end here, at once: torch is not loaded yet
+    die_quietly()
     sys.argv[1:] = check_usage(DefaultConfig, COMMANDS, sys.argv[1:])
 
 import fire
@@ -50,8 +52,8 @@ def train(**options) -> Path:
     """Train a model, validating after each epoch; return the run's folder."""
     # step 1: options and a folder, of a new run or of one to go on with
     opt, run, saved = open_run(options)
-    lock, log = runs.Lock(run), runs.Log(run / "log.txt")
-    vis, disk = Visualizer(opt.env, run, opt.visdom_port), runs.Disk(warn=log)
+    log, vis = runs.Log(run / "log.txt"), Visualizer(opt.env, run, opt.visdom_port)
+    disk = runs.Disk(warn=log)
 
     # step 2: data
     device = engine.pick_device(opt.use_gpu, opt.deterministic)
@@ -84,8 +86,10 @@ def train(**options) -> Path:
         first_epoch, first_step, history = saved["epoch"], saved["step"], saved["history"]
         log(f"goes on at epoch {first_epoch + 1}, step {first_step + 1}")
     live |= facts_of(train_data)
+    stop = Stop()
+    keeper = checkpoint.Keeper(run / "last.pth", live, opt.save_minutes, stop, disk)
 
-    with Stop() as stop, Keeper(run / "last.pth", live, opt.save_minutes, stop, disk) as keeper:
+    with runs.locked(run), stop, keeper:
         keeper.reached(epoch=first_epoch, step=first_step, history=history)
         for epoch in range(first_epoch, opt.max_epoch):
             # step 5: train
@@ -97,7 +101,14 @@ def train(**options) -> Path:
                 lr = opt.lr * engine.lr_share(opt.schedule, progress, opt.warmup)
                 engine.set_lr(optimizer, lr)
                 logits, loss = engine.train_step(
-                    model, images, labels, criterion, optimizer, precision, opt.clip_norm, opt.accumulate
+                    model,
+                    images,
+                    labels,
+                    criterion,
+                    optimizer,
+                    precision,
+                    opt.clip_norm,
+                    opt.accumulate,
                 )
                 train_loss.add(loss)
                 confusion.add(logits, labels)
@@ -123,7 +134,9 @@ def train(**options) -> Path:
                 opt.lr *= opt.lr_decay
             history = [*history, row]
             log(", ".join(f"{name} {value:.4g}" for name, value in row.items()))
-            vis.plot_many({name: row[name] for name in ("train_accuracy", "val_loss", "val_accuracy")})
+            vis.plot_many(
+                {name: row[name] for name in ("train_accuracy", "val_loss", "val_accuracy")}
+            )
             for line in train_loader.new_failures() + val_loader.new_failures():
                 log(line)
 
@@ -144,7 +157,7 @@ def train(**options) -> Path:
     with disk(run / "report.html"):
         samples = Subset(val_data, val_loader.readable())
         mistakes = metrics.worst_mistakes(logits, labels)
-        page = (opt.as_dict(), history, summary, mistakes, samples, val_data.classes)
+        page = (opt.state_dict(), history, summary, mistakes, samples, val_data.classes)
         write_report(run / "report.html", run.name, *page)
     vis.close()
     log("the best epoch on val:\n" + metrics.as_text(summary, val_data.classes))
@@ -184,21 +197,17 @@ def help() -> None:
 
 
 def open_run(options: dict) -> tuple[DefaultConfig, Path, dict]:
-    """Make a new run's folder, or open the one of --resume: options, folder, checkpoint or {}.
-
-    A resumed run has its old options; UsageError names those given that would change its result.
-    """
+    """Make a new run's folder, or open the one to resume: options, folder, checkpoint or {}."""
     opt = DefaultConfig(**options)
-    run = opt.resume
-    if opt.resume is True:
-        run = runs.newest_run(opt.checkpoint_root)
-    if run:
-        saved = checkpoint.read_newest(Path(run) / "last.pth")
-        return opt.resumed(saved["options"], options), Path(run), saved
     if opt.resume:
-        tqdm.write(f"there is no run in {opt.checkpoint_root} to go on with; a new one starts")
+        newest = runs.newest_run(opt.checkpoint_root)
+        run = newest if opt.resume is True else Path(opt.resume)
+        if run:
+            saved = checkpoint.read_newest(run / "last.pth")
+            return opt.resumed(saved["options"], options), run, saved
+        tqdm.write(f"{opt.checkpoint_root} has no run to resume; a new one starts")
     run = runs.new_run(opt.checkpoint_root, opt.model)
-    runs.write_json(run / "config.json", opt.as_dict())
+    runs.write_json(run / "config.json", opt.state_dict())
     runs.write_json(run / "environment.json", runs.environment())
     return opt, run, {}
 
@@ -256,7 +265,10 @@ def open_checkpoint(options: dict, mode: str) -> tuple:
     What the checkpoint says of its model and data holds where `options` say nothing.
     """
     opt = DefaultConfig(**options)
-    path = checkpoint.locate(opt.load_model_path or runs.newest_run(opt.checkpoint_root))
+    path = opt.load_model_path or runs.newest_run(opt.checkpoint_root)
+    if not path:
+        raise FileNotFoundError(f"{opt.checkpoint_root} has no run; give --load-model-path=PATH")
+    path = checkpoint.locate(path)
     contents = checkpoint.read(path)
     saved = contents.get("options", {})  # a bare state dict has none
     facts = {name: saved[name] for name in FACTS if name in saved}

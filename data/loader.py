@@ -54,7 +54,9 @@ class Loader:
     def __len__(self) -> int:
         return len(self.batches)
 
-    def epoch(self, epoch: int = 0, first_step: int = 0, title: str = "") -> Iterator[tuple[int, Tensor, Tensor]]:
+    def epoch(
+        self, epoch: int = 0, first_step: int = 0, title: str = ""
+    ) -> Iterator[tuple[int, Tensor, Tensor]]:
         """Go through the data set, by (step, images, labels); a bar with a title shows it.
 
         A step none of whose pictures could be read does not come.

@@ -63,7 +63,7 @@ def calibration_error(logits: Tensor, labels: Tensor) -> float:
     return sum(n * abs(confidence - accuracy) for n, confidence, accuracy in rows) / len(labels)
 
 
-def worst_mistakes(logits: Tensor, labels: Tensor, count: int) -> list[tuple[int, int, float]]:
+def worst_mistakes(logits: Tensor, labels: Tensor, count: int = 12) -> list[tuple[int, int, float]]:
     """List (position, predicted class, probability) of the surest wrong answers, surest first."""
     confidence, predicted = logits.softmax(dim=1).max(dim=1)
     surest = torch.where(predicted == labels, -1.0, confidence).argsort(

@@ -37,14 +37,10 @@ def new_run(root: str | Path, name: str) -> Path:
     raise FileExistsError(f"{root} has a thousand runs named {stem}")
 
 
-def newest_run(root: str | Path) -> Path:
-    """Find the run under `root` that saved a checkpoint last."""
-    saved = [path for path in Path(root).glob("*/last.pth")]
-    if not saved:
-        raise FileNotFoundError(
-            f"there is no run in {root} yet; train one, or give --load-model-path=PATH"
-        )
-    return max(saved, key=lambda path: path.stat().st_mtime).parent
+def newest_run(root: str | Path) -> Path | None:
+    """Find the run under `root` that saved a checkpoint last, if there is one."""
+    saved = [(path.stat().st_mtime, path.parent) for path in Path(root).glob("*/last*.pth")]
+    return max(saved)[1] if saved else None
 
 
 def write_json(path: Path, contents: Any) -> None:
@@ -114,16 +110,19 @@ class Disk:
             raise OSError(f"the run is complete but not all on the disk: {words}")
 
 
-class Lock:
-    """Makes a run's folder one process's own; the system releases it however the process ends."""
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Make a run's folder this process's own; OSError if another run has it.
 
-    def __init__(self, folder: Path) -> None:
-        self.file = open(folder / ".lock", "a")  # noqa: SIM115
-        if fcntl:  # a record lock: loader workers do not inherit it
-            try:
-                fcntl.lockf(self.file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
-                raise OSError(f"{folder} belongs to a run that is still going on") from None
+    The system takes the lock back however the process ends. Windows has no such lock.
+    """
+    with open(folder / ".lock", "a") as file:
+        try:
+            if fcntl:  # a record lock, since workers do not inherit those
+                fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise OSError(f"{folder} belongs to a run that is going on now") from None
+        yield
 
 
 class Log:

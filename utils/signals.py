@@ -1,5 +1,7 @@
 """Signals as a request: a run that is asked to end does so at its next step. No torch here."""
 
+import atexit
+import multiprocessing
 import signal
 import threading
 from collections.abc import Iterable, Iterator
@@ -10,11 +12,11 @@ SIGNALS = [getattr(signal, name) for name in NAMES if hasattr(signal, name)]
 
 
 class Stopped(Exception):
-    """A signal has ended the run; its number is in `signal`."""
+    """A signal has ended the run; the exit code is 128 + its number, as the shell has it."""
 
     def __init__(self, number: int) -> None:
         super().__init__(f"stopped by {signal.Signals(number).name}; --resume goes on")
-        self.signal = number
+        self.exit_code = 128 + number
 
 
 class Stop:
@@ -64,3 +66,13 @@ def ignore(*_: Any) -> None:
     """Leave signals to the main process: for its workers, which get those of the group as well."""
     for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)
+
+
+@atexit.register
+def end_workers() -> None:
+    """Kill the workers that are left at exit: they would ignore Python's SIGTERM for ever."""
+    if hasattr(signal, "SIGCHLD"):
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's handler takes each death for a failure
+    for child in multiprocessing.active_children():
+        if child.daemon:
+            child.kill()
