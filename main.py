@@ -72,12 +72,12 @@ def train(**options) -> Path:
     # step 4: what a checkpoint keeps, and where the run stands
     train_loss, confusion = AverageMeter(), ConfusionMeter(train_data.num_classes)
     live = {
-        "options": opt,
         "model": model,
         "optimizer": optimizer,
         "scaler": precision.scaler,
         "train_loss": train_loss,
         "confusion": confusion,
+        "vis": vis,
     }
     first_epoch, first_step, history = 0, 0, []  # history has a row an epoch
     if saved:
@@ -85,7 +85,7 @@ def train(**options) -> Path:
             item.load_state_dict(saved[name])
         first_epoch, first_step, history = saved["epoch"], saved["step"], saved["history"]
         log(f"goes on at epoch {first_epoch + 1}, step {first_step + 1}")
-    live |= facts_of(train_data)
+    live |= {"options": opt, **facts_of(train_data)}
     stop = Stop()
     keeper = checkpoint.Keeper(run / "last.pth", live, opt.save_minutes, stop, disk)
 

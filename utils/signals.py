@@ -1,7 +1,7 @@
 """Signals as a request: a run that is asked to end does so at its next step. No torch here."""
 
 import atexit
-import multiprocessing
+import multiprocessing.util  # registers its own end of workers first, so that ours runs before it
 import signal
 import threading
 from collections.abc import Iterable, Iterator
@@ -72,7 +72,9 @@ def ignore(*_: Any) -> None:
 def end_workers() -> None:
     """Kill the workers that are left at exit: they would ignore Python's SIGTERM for ever."""
     if hasattr(signal, "SIGCHLD"):
-        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's handler takes each death for a failure
+        signal.signal(
+            signal.SIGCHLD, signal.SIG_DFL
+        )  # torch's handler takes each death for a failure
     for child in multiprocessing.active_children():
         if child.daemon:
             child.kill()
