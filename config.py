@@ -29,6 +29,12 @@ COMMANDS = {
 class DefaultConfig(Options):
     """The defaults, checked: `DefaultConfig(lr="1e-3").lr == 0.001`."""
 
+    # What --resume may change without a word, since the result of the run stays the same.
+    free_on_resume = (
+        *("resume", "allow_changes", "max_epoch", "num_workers", "save_minutes", "traceback"),
+        *("env", "visdom_port", "print_freq", "debug_file", "checkpoint_root", "result_file"),
+    )
+
     # Data
     dataset: str = "DogCat"  # a class of data/
     train_data_root: InputPath = "data/demo/train"  # folder with the labelled pictures
@@ -59,6 +65,11 @@ class DefaultConfig(Options):
     focal_gamma: NotNegative = 0.0  # focal loss: 2 looks at the hard pictures; 0 is cross-entropy
     balanced: bool = False  # weigh classes by 1 / their count, so that rare ones count as much
     seed: WholeNumber = 0  # same seed, same run, bit for bit
+
+    # Going on
+    resume: bool | InputPath = False  # go on with the newest run, or with the folder given
+    allow_changes: bool = False  # let --resume take options that change the result
+    save_minutes: PositiveFloat = 10.0  # minutes between two saves within an epoch
 
     # Machine
     use_gpu: bool = True  # where there is one

@@ -10,8 +10,10 @@ from pathlib import Path
 
 from config import COMMANDS, DefaultConfig
 from utils.options import check_usage
+from utils.signals import Stop, die_quietly
 
 if __name__ == "__main__":  # wrong usage and help end here, at once: torch is not loaded yet
+    die_quietly()
     sys.argv[1:] = check_usage(DefaultConfig, COMMANDS, sys.argv[1:])
 
 import fire
@@ -48,18 +50,16 @@ def prepare(**options) -> Path:
 
 def train(**options) -> Path:
     """Train a model, validating after each epoch; return the run's folder."""
-    # step 1: options and a folder for the run
-    opt = DefaultConfig(**options)
-    run = runs.new_run(opt.checkpoint_root, opt.model)
+    # step 1: options and a folder, of a new run or of one to go on with
+    opt, run, saved = open_run(options)
     log, vis = runs.Log(run / "log.txt"), Visualizer(opt.env, run, opt.visdom_port)
-    runs.write_json(run / "config.json", opt.as_dict())
-    runs.write_json(run / "environment.json", runs.environment())
+    disk = runs.Disk(warn=log)
 
     # step 2: data
     device = engine.pick_device(opt.use_gpu, opt.deterministic)
     precision = engine.Precision(opt.precision, device)
-    train_data, train_loader = build_data(opt, "train", device, log)
-    val_data, val_loader = build_data(opt, "val", device, log)
+    train_data, train_loader = build_data(opt, "train", device, log, saved)
+    val_data, val_loader = build_data(opt, "val", device, log, saved)
 
     # step 3: model, loss, optimizer
     seed_everything(opt.seed, "weights")
@@ -69,84 +69,100 @@ def train(**options) -> Path:
     optimizer = engine.build_optimizer(model, opt.lr, opt.weight_decay)
     log(f"{opt.model} with {model.num_parameters:,} parameters on {device} in {precision.name}")
 
-    # step 4: train
+    # step 4: what a checkpoint keeps, and where the run stands
     train_loss, confusion = AverageMeter(), ConfusionMeter(train_data.num_classes)
-    history = []  # a row an epoch
-    for epoch in range(opt.max_epoch):
-        model.train()
-        train_loss.reset()
-        confusion.reset()
-        title = f"epoch {epoch + 1}/{opt.max_epoch}"
-        for step, images, labels in train_loader.epoch(epoch, title):
-            seed_everything(opt.seed, epoch, step)  # dropout
-            progress = (epoch + step / len(train_loader)) / opt.max_epoch
-            lr = opt.lr * engine.lr_share(opt.schedule, progress, opt.warmup)
-            engine.set_lr(optimizer, lr)
-            logits, loss = engine.train_step(
-                model,
-                images,
-                labels,
-                criterion,
-                optimizer,
-                precision,
-                opt.clip_norm,
-                opt.accumulate,
+    live = {
+        "model": model,
+        "optimizer": optimizer,
+        "scaler": precision.scaler,
+        "train_loss": train_loss,
+        "confusion": confusion,
+        "vis": vis,
+    }
+    first_epoch, first_step, history = 0, 0, []  # history has a row an epoch
+    if saved:
+        for name, item in live.items():
+            item.load_state_dict(saved[name])
+        first_epoch, first_step, history = saved["epoch"], saved["step"], saved["history"]
+        log(f"goes on at epoch {first_epoch + 1}, step {first_step + 1}")
+    live |= {"options": opt, **facts_of(train_data)}
+    stop = Stop()
+    keeper = checkpoint.Keeper(run / "last.pth", live, opt.save_minutes, stop, disk)
+
+    with runs.locked(run), stop, keeper:
+        keeper.reached(epoch=first_epoch, step=first_step, history=history)
+        for epoch in range(first_epoch, opt.max_epoch):
+            # step 5: train
+            model.train()
+            title = f"epoch {epoch + 1}/{opt.max_epoch}"
+            for step, images, labels in train_loader.epoch(epoch, first_step, title):
+                seed_everything(opt.seed, epoch, step)  # dropout
+                progress = (epoch + step / len(train_loader)) / opt.max_epoch
+                lr = opt.lr * engine.lr_share(opt.schedule, progress, opt.warmup)
+                engine.set_lr(optimizer, lr)
+                logits, loss = engine.train_step(
+                    model,
+                    images,
+                    labels,
+                    criterion,
+                    optimizer,
+                    precision,
+                    opt.clip_norm,
+                    opt.accumulate,
+                )
+                train_loss.add(loss)
+                confusion.add(logits, labels)
+                if (step + 1) % opt.print_freq == 0:
+                    vis.plot_many({"loss": train_loss.value()[0], "lr": lr})
+                keeper.reached(epoch=epoch, step=step + 1, history=history)
+                pause_if_asked(opt.debug_file)
+
+            # step 6: validate
+            batches = stop.watch(val_loader.epoch(title="val"))
+            logits, labels = engine.evaluate(model, batches, precision, opt.debug_file)
+            summary = metrics.summarize(logits, labels)
+            row = {
+                "epoch": epoch + 1,
+                "lr": optimizer.param_groups[0]["lr"],
+                "train_loss": train_loss.value()[0],
+                "train_accuracy": confusion.accuracy(),
+                "val_loss": summary["log_loss"],
+                "val_accuracy": summary["accuracy"],
+            }
+            stuck = history and row["val_loss"] >= history[-1]["val_loss"]
+            if opt.schedule == "plateau" and stuck:
+                opt.lr *= opt.lr_decay
+            history = [*history, row]
+            log(", ".join(f"{name} {value:.4g}" for name, value in row.items()))
+            vis.plot_many(
+                {name: row[name] for name in ("train_accuracy", "val_loss", "val_accuracy")}
             )
-            train_loss.add(loss)
-            confusion.add(logits, labels)
-            if (step + 1) % opt.print_freq == 0:
-                vis.plot_many({"loss": train_loss.value()[0], "lr": lr})
-            pause_if_asked(opt.debug_file)
+            for line in train_loader.new_failures() + val_loader.new_failures():
+                log(line)
 
-        # step 5: validate
-        val_batches = val_loader.epoch(title="val")
-        logits, labels = engine.evaluate(model, val_batches, precision, opt.debug_file)
-        summary = metrics.summarize(logits, labels)
-        row = {
-            "epoch": epoch + 1,
-            "lr": lr,
-            "train_loss": train_loss.value()[0],
-            "train_accuracy": confusion.accuracy(),
-            "val_loss": summary["log_loss"],
-            "val_accuracy": summary["accuracy"],
-        }
-        history.append(row)
-        log(", ".join(f"{name} {value:.4g}" for name, value in row.items()))
-        vis.plot_many({name: row[name] for name in ("train_accuracy", "val_loss", "val_accuracy")})
-        for line in train_loader.new_failures() + val_loader.new_failures():
-            log(line)
-        stuck = len(history) > 1 and row["val_loss"] >= history[-2]["val_loss"]
-        if opt.schedule == "plateau" and stuck:
-            opt.lr *= opt.lr_decay
+            # step 7: save
+            train_loss.reset()
+            confusion.reset()
+            first_step = 0
+            if row["val_accuracy"] == max(row["val_accuracy"] for row in history):
+                keeper.save(run / "best.pth")
+            with disk(run / "metrics.csv"):
+                runs.write_csv(run / "metrics.csv", history)
+            keeper.reached(save=True, epoch=epoch + 1, step=0, history=history)
 
-        # step 6: save
-        runs.write_csv(run / "metrics.csv", history)
-        state = {
-            "model": model,
-            "optimizer": optimizer,
-            "scaler": precision.scaler,
-            "history": history,
-            "options": opt.as_dict(),
-            "classes": list(train_data.classes),
-            "mean": list(train_data.mean),
-            "std": list(train_data.std),
-        }
-        checkpoint.save(run / "last.pth", **state)
-        if row["val_accuracy"] == max(row["val_accuracy"] for row in history):
-            checkpoint.save(run / "best.pth", **state)
-
-    # step 7: what the best weights do, in words and pictures
-    vis.close()
+    # step 8: what the best weights do, in words and pictures
     model.load(run / "best.pth")
-    logits, labels = engine.evaluate(model, val_loader.epoch(), precision)
-    samples, report = Subset(val_data, val_loader.readable()), run / "report.html"
-    options = opt.as_dict()
-    write_report(report, run.name, options, history, logits, labels, samples, val_data.classes)
-    log(
-        "the best epoch on val:\n"
-        + metrics.as_text(metrics.summarize(logits, labels), val_data.classes)
-    )
-    log(f"weights   {run / 'best.pth'}\nreport    {report}")
+    logits, labels = engine.evaluate(model, val_loader.epoch(title="best"), precision)
+    summary = metrics.summarize(logits, labels)
+    with disk(run / "report.html"):
+        samples = Subset(val_data, val_loader.readable())
+        mistakes = metrics.worst_mistakes(logits, labels)
+        page = (opt.state_dict(), history, summary, mistakes, samples, val_data.classes)
+        write_report(run / "report.html", run.name, *page)
+    vis.close()
+    log("the best epoch on val:\n" + metrics.as_text(summary, val_data.classes))
+    log(f"weights   {run / 'best.pth'}\nreport    {run / 'report.html'}")
+    disk.raise_failures()
     return run
 
 
@@ -178,6 +194,32 @@ def help() -> None:
 
 
 # What the commands share.
+
+
+def open_run(options: dict) -> tuple[DefaultConfig, Path, dict]:
+    """Make a new run's folder, or open the one to resume: options, folder, checkpoint or {}."""
+    opt = DefaultConfig(**options)
+    if opt.resume:
+        newest = runs.newest_run(opt.checkpoint_root)
+        run = newest if opt.resume is True else Path(opt.resume)
+        if run:
+            saved = checkpoint.read_newest(run / "last.pth")
+            return opt.resumed(saved["options"], options), run, saved
+        tqdm.write(f"{opt.checkpoint_root} has no run to resume; a new one starts")
+    run = runs.new_run(opt.checkpoint_root, opt.model)
+    runs.write_json(run / "config.json", opt.state_dict())
+    runs.write_json(run / "environment.json", runs.environment())
+    return opt, run, {}
+
+
+def facts_of(dataset: Dataset) -> dict:
+    """What a checkpoint tells of its data, as plain values."""
+    return {
+        "classes": list(dataset.classes),
+        "mean": list(dataset.mean),
+        "std": list(dataset.std),
+        "fingerprint": dataset.fingerprint,
+    }
 
 
 def build_data(
@@ -223,7 +265,10 @@ def open_checkpoint(options: dict, mode: str) -> tuple:
     What the checkpoint says of its model and data holds where `options` say nothing.
     """
     opt = DefaultConfig(**options)
-    path = checkpoint.locate(opt.load_model_path or runs.newest_run(opt.checkpoint_root))
+    path = opt.load_model_path or runs.newest_run(opt.checkpoint_root)
+    if not path:
+        raise FileNotFoundError(f"{opt.checkpoint_root} has no run; give --load-model-path=PATH")
+    path = checkpoint.locate(path)
     contents = checkpoint.read(path)
     saved = contents.get("options", {})  # a bare state dict has none
     facts = {name: saved[name] for name in FACTS if name in saved}

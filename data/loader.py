@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, default_collate
 from tqdm import tqdm
 
+from utils import signals
 from utils.seed import seed_of, seeded
 
 from .sampler import EpochSampler
@@ -45,6 +46,7 @@ class Loader:
             num_workers=num_workers,
             persistent_workers=num_workers > 0,
             collate_fn=collate,
+            worker_init_fn=signals.ignore,
             pin_memory=self.device.type == "cuda",
             generator=torch.Generator().manual_seed(seed_of(seed, "workers")),
         )
@@ -52,14 +54,17 @@ class Loader:
     def __len__(self) -> int:
         return len(self.batches)
 
-    def epoch(self, epoch: int = 0, title: str = "") -> Iterator[tuple[int, Tensor, Tensor]]:
-        """Go through the data set once, by (step, images, labels); a bar with a title shows it.
+    def epoch(
+        self, epoch: int = 0, first_step: int = 0, title: str = ""
+    ) -> Iterator[tuple[int, Tensor, Tensor]]:
+        """Go through the data set, by (step, images, labels); a bar with a title shows it.
 
         A step none of whose pictures could be read does not come.
         """
-        self.sampler.epoch = epoch
-        bar = tqdm(self.batches, title, leave=False, disable=None if title else True)
-        for step, batch in enumerate(bar):
+        self.sampler.epoch, self.sampler.start = epoch, first_step * self.batches.batch_size
+        hidden = None if title else True  # None: hidden unless there is a terminal
+        bar = tqdm(self.batches, title, initial=first_step, leave=False, disable=hidden)
+        for step, batch in enumerate(bar, start=first_step):
             if batch is not None:
                 images, labels = (part.to(self.device, non_blocking=True) for part in batch)
                 images = self.normalize(images).contiguous(memory_format=torch.channels_last)

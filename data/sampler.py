@@ -16,7 +16,7 @@ class EpochSampler(Sampler):
 
     def __init__(self, size: int, seed: int, shuffle: bool) -> None:
         self.size, self.seed, self.shuffle = size, seed, shuffle
-        self.epoch = 0
+        self.epoch, self.start = 0, 0  # start: samples of the epoch to leave out at its beginning
 
     def __len__(self) -> int:
         return self.size
@@ -26,4 +26,4 @@ class EpochSampler(Sampler):
         if self.shuffle:
             generator = torch.Generator().manual_seed(seed_of(self.seed, "order", self.epoch))
             order = torch.randperm(self.size, generator=generator)
-        yield from ((self.epoch, int(index)) for index in order)
+        yield from ((self.epoch, int(index)) for index in order[self.start :])

@@ -1,48 +1,97 @@
-"""Checkpoint files: whole or not there, never executing what is in them."""
+"""Checkpoint files: whole or not there, never silently damaged, never executing what is in them.
 
+A file is what torch.save writes, so that torch.load reads it anywhere, with a SHA-256 of all of it
+in the archive's comment. The one before is kept beside it.
+"""
+
+import hashlib
+import io
 import os
 import pickle
+import struct
+import time
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+from tqdm import tqdm
+
+MARK = b"sha256:"
+SEAL_SIZE = len(MARK) + 64  # the mark and 64 hexadecimal digits
 
 
 class CheckpointError(RuntimeError):
     """A checkpoint that cannot be used: one line that names the file and what to do."""
 
 
-def write(path: str | Path, contents: Mapping[str, Any]) -> Path:
-    """Write tensors and plain values to `path` so that a kill leaves the old file or the new one.
+def save(path: str | Path, **objects: Any) -> Path:
+    """Write the objects under their names; those with a `state_dict` are asked for it."""
+    contents = {n: o.state_dict() if hasattr(o, "state_dict") else o for n, o in objects.items()}
+    return write(path, contents)
 
-    A temporary file beside it is flushed to the disk and then takes its place.
+
+def write(path: str | Path, contents: Mapping[str, Any]) -> Path:
+    """Write tensors and plain values so that a kill at any moment leaves a whole file.
+
+    A temporary file beside it is flushed to the disk and then takes its place; the file that was
+    there before becomes `previous(path)`. Raises OSError, with both of them untouched.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.tmp")
     try:
         with open(temporary, "wb") as file:
-            torch.save(dict(contents), file)
+            file.write(seal(contents))
             file.flush()
             os.fsync(file.fileno())
+        if path.exists():
+            os.replace(path, previous(path))
         os.replace(temporary, path)
+        sync_folder(path.parent)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
     return path
 
 
-def read(path: str | Path) -> dict[str, Any]:
-    """Read what `write` wrote, onto the CPU; CheckpointError for anything else."""
+def previous(path: Path) -> Path:
+    """Where the file that `path` replaced is kept: last.pth has last.previous.pth."""
+    return path.with_suffix(f".previous{path.suffix}")
+
+
+def seal(contents: Mapping[str, Any]) -> bytes:
+    """Serialize, with the digest as the comment that ends a zip archive."""
+    file = io.BytesIO()
+    torch.save(dict(contents), file)
+    archive = file.getvalue()[:-2] + struct.pack("<H", SEAL_SIZE)  # the comment's length
+    return archive + MARK + hashlib.sha256(archive).hexdigest().encode()
+
+
+def sync_folder(folder: Path) -> None:
+    """Make the renaming itself outlive a power cut (Windows has no such call, nor the need)."""
+    if os.name == "posix":
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def read(path: str | Path, sealed: bool = False) -> dict[str, Any]:
+    """Read a checkpoint or a bare state dict onto the CPU; CheckpointError for anything else.
+
+    sealed: refuse a file without a digest, such as a bare state dict.
+    """
     path = Path(path)
     try:
+        check_seal(path, sealed)
         with warnings.catch_warnings(action="ignore"):  # torch wonders aloud at an odd file
             contents = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise CheckpointError(f"{path} does not exist") from None
-    except Exception as error:  # a damaged file may break the reader anywhere
+    except Exception as error:  # whatever the bytes of a stranger's file make a reader raise
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         if isinstance(error, pickle.UnpicklingError):  # torch's own words advise to run its code
             reason = "it is damaged, or holds more than tensors and plain values"
@@ -52,10 +101,33 @@ def read(path: str | Path) -> dict[str, Any]:
     return dict(contents)
 
 
-def save(path: str | Path, **objects: Any) -> Path:
-    """Write the objects under their names; those with a `state_dict` are asked for it."""
-    contents = {n: o.state_dict() if hasattr(o, "state_dict") else o for n, o in objects.items()}
-    return write(path, contents)
+def check_seal(path: Path, sealed: bool) -> None:
+    """Compare the file with its digest, if it has one; ValueError if they differ."""
+    body = path.stat().st_size - SEAL_SIZE
+    with open(path, "rb") as file:
+        file.seek(max(body, 0))
+        mark, digest = file.read(len(MARK)), file.read()
+        if mark != MARK and not sealed:
+            return
+        file.seek(0)
+        hasher = hashlib.sha256()
+        while body > 0 and (block := file.read(min(body, 1 << 20))):
+            hasher.update(block)
+            body -= len(block)
+    if mark != MARK or digest != hasher.hexdigest().encode():
+        raise ValueError("it is damaged, its contents do not match its SHA-256")
+
+
+def read_newest(path: Path) -> dict[str, Any]:
+    """Read a checkpoint of a run, or the one before where the newest is damaged or missing."""
+    try:
+        return read(path, sealed=True)
+    except CheckpointError as error:
+        if not previous(path).exists():
+            raise
+        if path.exists():  # else a kill came between the two renamings, and nothing is wrong
+            tqdm.write(f"{error}; going on from {previous(path).name}")
+        return read(previous(path), sealed=True)
 
 
 def locate(path: str | Path) -> Path:
@@ -67,3 +139,44 @@ def locate(path: str | Path) -> Path:
         if (path / name).exists():
             return path / name
     raise CheckpointError(f"{path} has neither best.pth nor last.pth in it")
+
+
+class Keeper:
+    """Keeps a run's last.pth: `with Keeper(...) as keeper:` around the loops.
+
+    `reached` tells it where the run is; there it saves, every `minutes` and when the run is to
+    stop. An exception on the way saves as well, unless the weights have been touched since: from
+    the middle of a step there is no going on. A disk that refuses costs a warning, not the run.
+    """
+
+    def __init__(
+        self, path: Path, live: Mapping[str, Any], minutes: float, stop: Any, disk: Any
+    ) -> None:
+        self.path, self.live, self.seconds = path, live, 60 * minutes
+        self.stop, self.disk = stop, disk
+        self.place: dict[str, Any] = {}
+        self.saved_at = time.monotonic()
+
+    def reached(self, save: bool = False, **place: Any) -> None:
+        """Note the place; raise what `stop.check` raises, after saving."""
+        self.place, self.touched = place, self._touches()
+        if save or self.stop.received or time.monotonic() - self.saved_at > self.seconds:
+            self.save(self.path)
+        self.stop.check()
+
+    def save(self, path: Path) -> None:
+        self.saved_at = time.monotonic()
+        with self.disk(path):
+            save(path, **self.live, **self.place)
+
+    def _touches(self) -> int:
+        """Count the writes to all parameters and buffers so far."""
+        model = self.live["model"]
+        return sum(tensor._version for tensor in [*model.parameters(), *model.buffers()])
+
+    def __enter__(self) -> "Keeper":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: Any) -> None:
+        if kind and self.place and self.touched == self._touches():
+            self.save(self.path)

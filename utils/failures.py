@@ -27,7 +27,7 @@ def one_line_failures(show_traceback: bool) -> Iterator[None]:
         if show_traceback:
             raise
         print(f"{one_line(error)} (--traceback shows where)", file=sys.stderr)
-        sys.exit(1)
+        sys.exit(getattr(error, "exit_code", 1))
 
 
 def one_line(error: Exception) -> str:

@@ -20,6 +20,13 @@ class AverageMeter:
         self.meter.reset()
         self.pending.clear()
 
+    def state_dict(self) -> dict[str, float]:
+        self.value()  # takes in what is pending
+        return {name: float(value) for name, value in vars(self.meter).items()}
+
+    def load_state_dict(self, state: dict[str, float]) -> None:
+        vars(self.meter).update(state)
+
     def add(self, values: Tensor) -> None:
         """Take one value a picture: (N,)."""
         self.pending.append(values.detach())
@@ -43,6 +50,12 @@ class ConfusionMeter:
     def reset(self) -> None:
         self.meter.reset()
         self.pending.clear()
+
+    def state_dict(self) -> dict[str, list]:
+        return {"counts": self.value().tolist()}
+
+    def load_state_dict(self, state: dict[str, list]) -> None:
+        self.meter.conf[:] = state["counts"]
 
     def add(self, logits: Tensor, labels: Tensor) -> None:
         """Take logits (N, K) of any float type and labels (N,); N may be 1."""

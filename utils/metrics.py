@@ -8,8 +8,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from utils.meters import ConfusionMeter
-
 
 def summarize(logits: Tensor, labels: Tensor) -> dict[str, Any]:
     """Measure logits (M, K) against labels (M,): plain numbers and lists.
@@ -17,10 +15,11 @@ def summarize(logits: Tensor, labels: Tensor) -> dict[str, Any]:
     accuracy_interval is Wilson's 95 % interval; calibration_error the expected one over ten bins
     of confidence (Guo et al., 2017, arXiv:1706.04599); precision, recall and f1 go by class.
     """
-    logits = logits.float()
-    meter = ConfusionMeter(logits.shape[1])
-    meter.add(logits, labels)
-    confusion = meter.value()
+    if not logits.isfinite().all():
+        raise FloatingPointError("the logits are not finite: training diverged; lower --lr")
+    logits, classes = logits.float(), logits.shape[1]
+    pairs = labels * classes + logits.argmax(dim=1)  # (M,): one number a (true, predicted)
+    confusion = torch.bincount(pairs, minlength=classes**2).reshape(classes, classes).numpy()
     right = confusion.diagonal()
     precision = right / confusion.sum(axis=0).clip(min=1)
     recall = right / confusion.sum(axis=1).clip(min=1)
@@ -30,6 +29,7 @@ def summarize(logits: Tensor, labels: Tensor) -> dict[str, Any]:
         "accuracy_interval": wilson_interval(int(right.sum()), len(labels)),
         "log_loss": F.cross_entropy(logits, labels).item(),
         "calibration_error": calibration_error(logits, labels),
+        "calibration_bins": calibration_bins(logits, labels),
         "confusion": confusion.tolist(),
         "precision": precision.tolist(),
         "recall": recall.tolist(),
@@ -63,7 +63,7 @@ def calibration_error(logits: Tensor, labels: Tensor) -> float:
     return sum(n * abs(confidence - accuracy) for n, confidence, accuracy in rows) / len(labels)
 
 
-def worst_mistakes(logits: Tensor, labels: Tensor, count: int) -> list[tuple[int, int, float]]:
+def worst_mistakes(logits: Tensor, labels: Tensor, count: int = 12) -> list[tuple[int, int, float]]:
     """List (position, predicted class, probability) of the surest wrong answers, surest first."""
     confidence, predicted = logits.softmax(dim=1).max(dim=1)
     surest = torch.where(predicted == labels, -1.0, confidence).argsort(

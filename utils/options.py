@@ -11,6 +11,7 @@ import os
 import re
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from math import isfinite
 from pathlib import Path
 from types import NoneType, UnionType
@@ -21,6 +22,8 @@ PROJECT = Path(__file__).resolve().parent.parent
 
 class UsageError(ValueError):
     """A wrong command, option or value: one line that says what to type instead."""
+
+    exit_code = 2
 
 
 class Range(NamedTuple):
@@ -65,9 +68,14 @@ def coerce(hint: Any, value: Any) -> Any:
     """Read `value`, typed or as text, as a person means it; ValueError if it does not fit."""
     text = str(value).strip()
     if isinstance(hint, UnionType) or get_origin(hint) not in (None, Annotated, Literal):
+        for part in get_args(hint):  # in their order: `bool | str` takes "true" for True
+            with suppress(ValueError):
+                return coerce(part, value)
+        raise ValueError
+    if hint is NoneType:
         if value is None or text.lower() in ("none", "null"):
             return None
-        (hint,) = (part for part in get_args(hint) if part is not NoneType)
+        raise ValueError
     if get_origin(hint) is Literal:
         if text not in get_args(hint):
             raise ValueError
@@ -136,8 +144,28 @@ class Options:
             if (word := getattr(self, name)) not in known:
                 raise UsageError(f"--{name}={word} is not in {package}/; {nearest(word, known)}")
 
-    def as_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, Any]:
         return dict(vars(self))
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        vars(self).update(state)
+
+    def resumed(self, saved: Mapping[str, Any], given: Mapping[str, Any]) -> "Options":
+        """Return the `saved` options of a run with those of `given` that leave its result alone.
+
+        UsageError names the others that differ, unless `allow_changes` asks for them.
+        """
+        changed = [
+            f"{flag(name)}={getattr(self, name)} (it has {saved.get(name)})"
+            for name in given
+            if name not in self.free_on_resume and getattr(self, name) != saved.get(name)
+        ]
+        if changed and not self.allow_changes:
+            raise UsageError(
+                f"the run to resume would become another with {', '.join(changed)}; "
+                "leave that out, or add --allow-changes"
+            )
+        return type(self)(**{**saved, **given})
 
     @classmethod
     def table(cls, commands: Mapping[str, tuple[str, Any]]) -> str:
@@ -192,7 +220,8 @@ def check_usage(
         opt = config(**given)
         hints = get_type_hints(config, include_extras=True)
         inputs = [name for name in given if InputPath in (hints[name], *get_args(hints[name]))]
-        for name in filter(None, [commands[command][1], *inputs]):
+        required = None if opt.resume else commands[command][1]
+        for name in filter(None, [required, *inputs]):
             path = getattr(opt, name)
             if path is not None and not os.path.exists(path):  # also False for an odd name
                 raise UsageError(f"{path} does not exist; give the right path: {flag(name)}=PATH")

@@ -7,11 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision.transforms.v2.functional import to_pil_image
-
-from utils import metrics
 
 STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem }
@@ -27,13 +24,13 @@ def write_report(
     title: str,
     options: dict[str, Any],
     history: list[dict[str, float]],
-    logits: Tensor,
-    labels: Tensor,
+    summary: dict[str, Any],
+    mistakes: list[tuple[int, int, float]],
     samples: Dataset,
     classes: Sequence[str],
 ) -> None:
-    """Write the page; logits (M, K) and labels (M,) are those of `samples`, of the val split."""
-    summary = metrics.summarize(logits, labels)
+    """Write the page. summary and mistakes are what utils/metrics.py says of the val split;
+    the positions in `mistakes` are those of `samples`, a data set of (image, label)."""
     low, high = summary["accuracy_interval"]
     page = [
         f"<!doctype html><html lang=en><meta charset=utf-8><title>{html.escape(title)}</title>",
@@ -52,9 +49,9 @@ def write_report(
             ],
         ),
         "<h2>Calibration</h2>",
-        f"<img alt='accuracy by confidence' src='{calibration(logits, labels)}'>",
+        f"<img alt='accuracy by confidence' src='{calibration(summary['calibration_bins'])}'>",
         "<h2>Surest mistakes</h2>",
-        *mistakes(logits, labels, samples, classes),
+        *gallery(mistakes, samples, classes),
         "<h2>Options</h2>",
         table(["option", "value"], [[name, value] for name, value in options.items()]),
     ]
@@ -85,30 +82,29 @@ def curves(history: list[dict[str, float]]) -> str:
     return data_url(figure.savefig, "png")
 
 
-def calibration(logits: Tensor, labels: Tensor) -> str:
+def calibration(bins: list[tuple[int, float, float]]) -> str:
     """Draw how often answers of each confidence are right; on the diagonal they mean it."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(4.5, 3.5), layout="constrained")
     axes = figure.subplots()
-    _, confidence, accuracy = zip(*metrics.calibration_bins(logits, labels), strict=True)
+    _, confidence, accuracy = zip(*bins, strict=True)
     axes.plot([0, 1], [0, 1], color="grey", linewidth=1)
     axes.plot(confidence, accuracy, marker="o")
-    lowest = 1 / logits.shape[1]  # no answer is less sure than a guess
-    axes.set(xlabel="confidence", ylabel="accuracy", xlim=(lowest, 1.01), ylim=(0, 1.01))
+    axes.set(xlabel="confidence", ylabel="accuracy", xlim=(0, 1.01), ylim=(0, 1.01))
     axes.grid(alpha=0.3)
     return data_url(figure.savefig, "png")
 
 
-def mistakes(
-    logits: Tensor, labels: Tensor, samples: Dataset, classes: Sequence[str], count: int = 12
+def gallery(
+    mistakes: list[tuple[int, int, float]], samples: Dataset, classes: Sequence[str]
 ) -> list[str]:
-    """Show the pictures that were taken for something else with the highest probability."""
+    """Show pictures that were taken for something else, with how sure the model was."""
     figures = []
-    for position, predicted, probability in metrics.worst_mistakes(logits, labels, count):
+    for position, predicted, probability in mistakes:
         image, label = samples[position]
         url = data_url(to_pil_image(image).save, "jpeg")
-        words = f"{classes[label]}, taken for {classes[predicted]}"
+        words = html.escape(f"{classes[label]}, taken for {classes[predicted]}")
         figures.append(
             f"<figure><img alt='{words}' src='{url}'>"
             f"<figcaption>{words} with {probability:.1%}</figcaption></figure>"

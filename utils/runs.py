@@ -7,11 +7,18 @@ import platform
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
 
 PROJECT = Path(__file__).resolve().parent.parent
 PACKAGES = ("torch", "torchvision", "numpy", "pillow", "fire", "visdom", "torchnet", "tensorboard")
@@ -30,14 +37,10 @@ def new_run(root: str | Path, name: str) -> Path:
     raise FileExistsError(f"{root} has a thousand runs named {stem}")
 
 
-def newest_run(root: str | Path) -> Path:
-    """Find the run under `root` that saved a checkpoint last."""
-    saved = [path for path in Path(root).glob("*/last.pth")]
-    if not saved:
-        raise FileNotFoundError(
-            f"there is no run in {root} yet; train one, or give --load-model-path=PATH"
-        )
-    return max(saved, key=lambda path: path.stat().st_mtime).parent
+def newest_run(root: str | Path) -> Path | None:
+    """Find the run under `root` that saved a checkpoint last, if there is one."""
+    saved = [(path.stat().st_mtime, path.parent) for path in Path(root).glob("*/last*.pth")]
+    return max(saved)[1] if saved else None
 
 
 def write_json(path: Path, contents: Any) -> None:
@@ -78,6 +81,50 @@ def environment() -> dict[str, Any]:
     }
 
 
+class Disk:
+    """`with disk(path):` around a write: a disk that refuses it costs a warning, not the run.
+
+    `failures` has the paths whose newest contents are not on the disk, and why.
+    """
+
+    def __init__(self, warn: Callable[[str], None]) -> None:
+        self.warn = warn
+        self.failures: dict[Path, str] = {}
+
+    @contextmanager
+    def __call__(self, path: Path) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            reason = error.strerror or str(error)
+            if reason not in self.failures.values():
+                self.warn(f"{path} cannot be written ({reason}); the run goes on and tries again")
+            self.failures[path] = reason
+        else:
+            self.failures.pop(path, None)
+
+    def raise_failures(self) -> None:
+        """Raise OSError if something is still not written."""
+        if self.failures:
+            words = ", ".join(f"{path} ({reason})" for path, reason in self.failures.items())
+            raise OSError(f"the run is complete but not all on the disk: {words}")
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Make a run's folder this process's own; OSError if another run has it.
+
+    The system takes the lock back however the process ends. Windows has no such lock.
+    """
+    with open(folder / ".lock", "a") as file:
+        try:
+            if fcntl:  # a record lock, since workers do not inherit those
+                fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise OSError(f"{folder} belongs to a run that is going on now") from None
+        yield
+
+
 class Log:
     """Print lines without breaking a progress bar, and keep them in a file."""
 
@@ -86,5 +133,5 @@ class Log:
 
     def __call__(self, line: str) -> None:
         tqdm.write(line)
-        with open(self.path, "a", encoding="utf-8") as file:
+        with suppress(OSError), open(self.path, "a", encoding="utf-8") as file:
             file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {line}\n")

@@ -44,6 +44,12 @@ class Visualizer:
         self.vis = connect(env, port)
         threading.Thread(target=self._work, daemon=True).start()
 
+    def state_dict(self) -> dict[str, int]:
+        return dict(self.index)
+
+    def load_state_dict(self, state: Mapping[str, int]) -> None:
+        self.index.update(state)
+
     def reinit(self, env: str = "default") -> "Visualizer":
         """Go on in another visdom environment."""
         self.vis = connect(env, self.port)
