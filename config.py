@@ -45,9 +45,7 @@ class DefaultConfig(Options):
 
     # Model
     model: str = "SqueezeNet"  # a class of models/
-    load_model_path: InputPath | None = (
-        None  # run folder or .pth; val and test: None is the newest run
-    )
+    load_model_path: InputPath | None = None  # run folder or .pth; None for val, test: the newest
     pretrained: bool = False  # start from torchvision's ImageNet weights (downloads them once)
     dropout: Fraction = 0.1  # share of features dropped before the classifier, in training alone
 

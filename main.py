@@ -4,6 +4,7 @@ Read from top to bottom: the commands in the order one uses them, then what they
 calls `train_step` in utils/engine.py, and that is all there is up to `optimizer.step()`.
 """
 
+import os
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -11,6 +12,8 @@ from pathlib import Path
 from config import COMMANDS, DefaultConfig
 from utils.options import check_usage
 from utils.signals import Stop, die_quietly
+
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # idle threads leave cores to the loader
 
 if __name__ == "__main__":  # wrong usage and help end here, at once: torch is not loaded yet
     die_quietly()
