@@ -31,8 +31,16 @@ class DefaultConfig(Options):
 
     # What --resume may change without a word, since the result of the run stays the same.
     free_on_resume = (
-        *("resume", "allow_changes", "max_epoch", "num_workers", "save_minutes", "traceback"),
-        *("env", "visdom_port", "print_freq", "debug_file", "checkpoint_root", "result_file"),
+        *("resume", "allow_changes", "max_epoch", "num_workers", "save_minutes", "env"),
+        *(
+            "traceback",
+            "debug_on_error",
+            "visdom_port",
+            "print_freq",
+            "debug_file",
+            "checkpoint_root",
+            "result_file",
+        ),
     )
 
     # Data
@@ -80,6 +88,7 @@ class DefaultConfig(Options):
     print_freq: PositiveInt = 20  # steps between two points of the training curves
     debug_file: str | None = "/tmp/debug"  # touch it while a run goes on: ipdb opens in its loop
     traceback: bool = False  # show the whole traceback of a failure
+    debug_on_error: bool = False  # open the debugger where a failure came from
 
     # Results
     checkpoint_root: str = "checkpoints"  # each run makes a folder of its own here

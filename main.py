@@ -4,16 +4,14 @@ Read from top to bottom: the commands in the order one uses them, then what they
 calls `train_step` in utils/engine.py, and that is all there is up to `optimizer.step()`.
 """
 
-import os
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 from config import COMMANDS, DefaultConfig
 from utils.options import check_usage
 from utils.signals import Stop, die_quietly
-
-os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # idle threads leave cores to the loader
 
 if __name__ == "__main__":  # wrong usage and help end here, at once: torch is not loaded yet
     die_quietly()
@@ -60,24 +58,26 @@ def train(**options) -> Path:
 
     # step 2: data
     device = engine.pick_device(opt.use_gpu, opt.deterministic)
-    precision = engine.Precision(opt.precision, device)
+    amp = engine.Precision(opt.precision, device)
     train_data, train_loader = build_data(opt, "train", device, log, saved)
     val_data, val_loader = build_data(opt, "val", device, log, saved)
 
     # step 3: model, loss, optimizer
     seed_everything(opt.seed, "weights")
     model = build_model(opt, train_data.num_classes).to(device)
+    if not saved:
+        load_weights(opt, model)
     weight = engine.balanced_weights(train_data.class_counts) if opt.balanced else None
     criterion = engine.ClassificationLoss(weight, opt.label_smoothing, opt.focal_gamma).to(device)
     optimizer = engine.build_optimizer(model, opt.lr, opt.weight_decay)
-    log(f"{opt.model} with {model.num_parameters:,} parameters on {device} in {precision.name}")
+    log(f"{opt.model} with {model.num_parameters:,} parameters on {device} in {amp.name}")
 
     # step 4: what a checkpoint keeps, and where the run stands
     train_loss, confusion = AverageMeter(), ConfusionMeter(train_data.num_classes)
     live = {
         "model": model,
         "optimizer": optimizer,
-        "scaler": precision.scaler,
+        "scaler": amp.scaler,
         "train_loss": train_loss,
         "confusion": confusion,
         "vis": vis,
@@ -88,7 +88,13 @@ def train(**options) -> Path:
             item.load_state_dict(saved[name])
         first_epoch, first_step, history = saved["epoch"], saved["step"], saved["history"]
         log(f"goes on at epoch {first_epoch + 1}, step {first_step + 1}")
-    live |= {"options": opt, **facts_of(train_data)}
+    live |= {
+        "options": opt,
+        "classes": list(train_data.classes),
+        "mean": list(train_data.mean),
+        "std": list(train_data.std),
+        "data": train_data.fingerprint,
+    }
     stop = Stop()
     keeper = checkpoint.Keeper(run / "last.pth", live, opt.save_minutes, stop, disk)
 
@@ -104,14 +110,7 @@ def train(**options) -> Path:
                 lr = opt.lr * engine.lr_share(opt.schedule, progress, opt.warmup)
                 engine.set_lr(optimizer, lr)
                 logits, loss = engine.train_step(
-                    model,
-                    images,
-                    labels,
-                    criterion,
-                    optimizer,
-                    precision,
-                    opt.clip_norm,
-                    opt.accumulate,
+                    model, images, labels, criterion, optimizer, amp, opt.clip_norm, opt.accumulate
                 )
                 train_loss.add(loss)
                 confusion.add(logits, labels)
@@ -122,7 +121,7 @@ def train(**options) -> Path:
 
             # step 6: validate
             batches = stop.watch(val_loader.epoch(title="val"))
-            logits, labels = engine.evaluate(model, batches, precision, opt.debug_file)
+            logits, labels = engine.evaluate(model, batches, amp, opt.debug_file)
             summary = metrics.summarize(logits, labels)
             row = {
                 "epoch": epoch + 1,
@@ -137,9 +136,8 @@ def train(**options) -> Path:
                 opt.lr *= opt.lr_decay
             history = [*history, row]
             log(", ".join(f"{name} {value:.4g}" for name, value in row.items()))
-            vis.plot_many(
-                {name: row[name] for name in ("train_accuracy", "val_loss", "val_accuracy")}
-            )
+            vis.plot_many({f"epoch/{name}": value for name, value in row.items()})
+            vis.flush()
             for line in train_loader.new_failures() + val_loader.new_failures():
                 log(line)
 
@@ -147,15 +145,16 @@ def train(**options) -> Path:
             train_loss.reset()
             confusion.reset()
             first_step = 0
-            if row["val_accuracy"] == max(row["val_accuracy"] for row in history):
+            if row["val_accuracy"] == max(past["val_accuracy"] for past in history):
                 keeper.save(run / "best.pth")
             with disk(run / "metrics.csv"):
                 runs.write_csv(run / "metrics.csv", history)
             keeper.reached(save=True, epoch=epoch + 1, step=0, history=history)
 
     # step 8: what the best weights do, in words and pictures
-    model.load(run / "best.pth")
-    logits, labels = engine.evaluate(model, val_loader.epoch(title="best"), precision)
+    if (run / "best.pth").exists():
+        model.load(run / "best.pth")
+    logits, labels = engine.evaluate(model, val_loader.epoch(title="best"), amp)
     summary = metrics.summarize(logits, labels)
     with disk(run / "report.html"):
         samples = Subset(val_data, val_loader.readable())
@@ -171,8 +170,8 @@ def train(**options) -> Path:
 
 def val(**options) -> dict:
     """Measure a checkpoint on the val split; return the numbers."""
-    opt, model, dataset, loader, precision = open_checkpoint(options, "val")
-    logits, labels = engine.evaluate(model, loader.epoch(title="val"), precision, opt.debug_file)
+    opt, model, dataset, loader, amp = open_checkpoint(options, "val")
+    logits, labels = engine.evaluate(model, loader.epoch(title="val"), amp, opt.debug_file)
     summary = metrics.summarize(logits, labels)
     print(*loader.new_failures(), metrics.as_text(summary, dataset.classes), sep="\n")
     return summary
@@ -180,9 +179,9 @@ def val(**options) -> dict:
 
 def test(**options) -> Path:
     """Write `id,label` for a folder of unlabelled pictures, label = P(dog); return the file."""
-    opt, model, dataset, loader, precision = open_checkpoint(options, "test")
+    opt, model, dataset, loader, amp = open_checkpoint(options, "test")
     Path(opt.result_file).parent.mkdir(parents=True, exist_ok=True)  # now, not after the work
-    logits, ids = engine.evaluate(model, loader.epoch(title="test"), precision, opt.debug_file)
+    logits, ids = engine.evaluate(model, loader.epoch(title="test"), amp, opt.debug_file)
     found = dict(zip(ids.tolist(), logits.softmax(dim=1)[:, -1].tolist(), strict=True))
     unknown = 1 / dataset.num_classes  # for a picture that could not be read
     rows = [{"id": i, "label": found.get(i, unknown)} for i in dataset.labels.tolist()]
@@ -203,8 +202,7 @@ def open_run(options: dict) -> tuple[DefaultConfig, Path, dict]:
     """Make a new run's folder, or open the one to resume: options, folder, checkpoint or {}."""
     opt = DefaultConfig(**options)
     if opt.resume:
-        newest = runs.newest_run(opt.checkpoint_root)
-        run = newest if opt.resume is True else Path(opt.resume)
+        run = runs.newest_run(opt.checkpoint_root) if opt.resume is True else Path(opt.resume)
         if run:
             saved = checkpoint.read_newest(run / "last.pth")
             return opt.resumed(saved["options"], options), run, saved
@@ -213,53 +211,6 @@ def open_run(options: dict) -> tuple[DefaultConfig, Path, dict]:
     runs.write_json(run / "config.json", opt.state_dict())
     runs.write_json(run / "environment.json", runs.environment())
     return opt, run, {}
-
-
-def facts_of(dataset: Dataset) -> dict:
-    """What a checkpoint tells of its data, as plain values."""
-    return {
-        "classes": list(dataset.classes),
-        "mean": list(dataset.mean),
-        "std": list(dataset.std),
-        "fingerprint": dataset.fingerprint,
-    }
-
-
-def build_data(
-    opt: DefaultConfig,
-    mode: str,
-    device: torch.device,
-    log: Callable[[str], None],
-    saved: Mapping = {},
-) -> tuple[Dataset, data.Loader]:
-    """Open one split, tell what is in it and what is left out, and batch it.
-
-    `saved`: a checkpoint whose classes and normalisation the data set has to agree with.
-    """
-    root = opt.test_data_root if mode == "test" else opt.train_data_root
-    dataset = getattr(data, opt.dataset)(
-        root, mode=mode, image_size=opt.image_size, crop_scale=opt.crop_scale
-    )
-    if saved.get("classes", list(dataset.classes)) != list(dataset.classes):
-        raise checkpoint.CheckpointError(
-            f"the checkpoint tells {saved['classes']} apart, {opt.dataset} has {dataset.classes}"
-        )
-    dataset.mean, dataset.std = saved.get("mean", dataset.mean), saved.get("std", dataset.std)
-    log(dataset.describe())
-    shuffle = mode == "train"
-    return dataset, data.Loader(dataset, opt.batch_size, opt.num_workers, device, opt.seed, shuffle)
-
-
-def build_model(opt: DefaultConfig, num_classes: int) -> BasicModule:
-    """Make the model of the options, with the weights they name or new ones."""
-    model = getattr(models, opt.model)(num_classes=num_classes, dropout=opt.dropout)
-    if opt.pretrained:
-        model.match_torchvision()
-    if opt.load_model_path:
-        model.load(checkpoint.locate(opt.load_model_path))
-    elif opt.pretrained:
-        model.load_pretrained()
-    return model.to(memory_format=torch.channels_last)
 
 
 def open_checkpoint(options: dict, mode: str) -> tuple:
@@ -280,11 +231,59 @@ def open_checkpoint(options: dict, mode: str) -> tuple:
     device = engine.pick_device(opt.use_gpu, opt.deterministic)
     dataset, loader = build_data(opt, mode, device, print, contents)
     model = build_model(opt, dataset.num_classes).to(device)
+    load_weights(opt, model)
     return opt, model, dataset, loader, engine.Precision(opt.precision, device)
 
 
+def build_data(
+    opt: DefaultConfig,
+    mode: str,
+    device: torch.device,
+    log: Callable[[str], None],
+    saved: Mapping = MappingProxyType({}),
+) -> tuple[Dataset, data.Loader]:
+    """Open one split, tell what is in it and what is left out, and batch it.
+
+    `saved`: a checkpoint whose classes and normalisation the data set has to agree with.
+    """
+    root = opt.test_data_root if mode == "test" else opt.train_data_root
+    dataset = getattr(data, opt.dataset)(
+        root, mode=mode, image_size=opt.image_size, crop_scale=opt.crop_scale
+    )
+    log(dataset.describe())
+    source = opt.load_model_path or "the run"
+    if saved and saved.get("classes", list(dataset.classes)) != list(dataset.classes):
+        raise checkpoint.CheckpointError(
+            f"{source} tells {saved['classes']} apart, {opt.dataset} has {list(dataset.classes)}"
+        )
+    changed = mode == "train" and saved and saved["data"] != dataset.fingerprint
+    if changed and not opt.allow_changes:
+        raise checkpoint.CheckpointError(
+            f"{root} has other pictures than {source} began with; --allow-changes takes them"
+        )
+    dataset.mean, dataset.std = saved.get("mean", dataset.mean), saved.get("std", dataset.std)
+    shuffle = mode == "train"
+    return dataset, data.Loader(dataset, opt.batch_size, opt.num_workers, device, opt.seed, shuffle)
+
+
+def build_model(opt: DefaultConfig, num_classes: int) -> BasicModule:
+    """Make the model of the options, with new weights."""
+    model = getattr(models, opt.model)(num_classes=num_classes, dropout=opt.dropout)
+    if opt.pretrained:
+        model.match_torchvision()
+    return model.to(memory_format=torch.channels_last)
+
+
+def load_weights(opt: DefaultConfig, model: BasicModule) -> None:
+    """Load the weights that the options name, if they name any."""
+    if opt.load_model_path:
+        model.load(checkpoint.locate(opt.load_model_path))
+    elif opt.pretrained:
+        model.load_pretrained()
+
+
 if __name__ == "__main__":
-    with one_line_failures("--traceback=True" in sys.argv):
+    with one_line_failures("--traceback=True" in sys.argv, "--debug_on_error=True" in sys.argv):
         fire.Fire(
             {name: SetParseFn(str)(globals()[name]) for name in COMMANDS},
             serialize=lambda result: None,

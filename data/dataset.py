@@ -16,6 +16,7 @@ from .transforms import Transform, eval_transforms, train_transforms
 
 FORMATS = ["JPEG", "PNG", "BMP", "WEBP", "GIF"]  # by content: photos often carry a wrong suffix
 MAX_PIXELS = 100_000_000  # larger pictures are taken for decompression bombs
+EXAMPLES = {"train": "cat.12.jpg", "val": "cat.12.jpg", "test": "12.jpg"}
 SYSTEM_FILES = {"thumbs.db", "desktop.ini"}
 
 
@@ -60,9 +61,9 @@ class DogCat(Dataset):
         self.labels = np.array([row[1 if mode == "test" else 0] for row in found], dtype=np.int64)
         self.names = np.array([row[2].encode() for row in found])
         if not found:
-            example = "12.jpg" if mode == "test" else "cat.12.jpg or dog.12.jpg"
             raise FileNotFoundError(
-                f"{self.root} has no picture named like {example} for {mode}; it has {self._seen()}"
+                f"{self.root} has no picture for {mode} named like {EXAMPLES[mode]}; "
+                f"it has {self._seen()}"
             )
 
     def __len__(self) -> int:
@@ -86,13 +87,15 @@ class DogCat(Dataset):
         return hashlib.sha256(self.names.tobytes() + self.labels.tobytes()).hexdigest()
 
     def describe(self) -> str:
-        """Say in one line what there is."""
-        if self.mode == "test":
-            return f"{self.mode}: {len(self):,} pictures in {self.root}"
-        parts = ", ".join(
-            f"{n:,} {c}" for c, n in zip(self.classes, self.class_counts, strict=True)
-        )
-        return f"{self.mode}: {len(self):,} pictures ({parts}) in {self.root}"
+        """Say what there is and, once for train and val, what is left out and why."""
+        counts = zip(self.class_counts, self.classes, strict=True) if self.mode != "test" else ()
+        parts = ", ".join(f"{number:,} {name}" for number, name in counts)
+        text = f"{self.mode}: {len(self):,} pictures in {self.root}" + f" ({parts})" * bool(parts)
+        if self.rejected and self.mode != "val":
+            names = [f"{name} ({reason})" for name, reason in self.rejected.items()]
+            more = f" and {len(names) - 10:,} more" if len(names) > 10 else ""
+            text += f"\nleft out: {', '.join(names[:10])}{more}"
+        return text
 
     def _find(self, pattern: re.Pattern[str]) -> list[tuple[int, int, str]]:
         found = []
@@ -102,7 +105,7 @@ class DogCat(Dataset):
                 continue
             match = pattern.fullmatch(entry.name)
             if not match:
-                self.rejected[entry.name] = "its name does not fit"
+                self.rejected[entry.name] = "its name is not like " + EXAMPLES[self.mode]
             elif not entry.is_file():
                 self.rejected[entry.name] = "it is not a file"
             elif self.mode == "test" and int(match[2]) in taken:

@@ -33,7 +33,7 @@ class Loader:
         shuffle: bool = False,
     ) -> None:
         if num_workers is None:
-            num_workers = min(8, os.cpu_count() or 1)
+            num_workers = min(8, cores())
         self.device = torch.device(device)
         self.guarded = Guarded(dataset, seed)
         self.sampler = EpochSampler(len(dataset), seed, shuffle)
@@ -61,6 +61,7 @@ class Loader:
 
         A step none of whose pictures could be read does not come.
         """
+        self.guarded.unreadable.zero_()
         self.sampler.epoch, self.sampler.start = epoch, first_step * self.batches.batch_size
         hidden = None if title else True  # None: hidden unless there is a terminal
         bar = tqdm(self.batches, title, initial=first_step, leave=False, disable=hidden)
@@ -71,7 +72,7 @@ class Loader:
                 yield step, images, labels  # channels_last: the layout convolutions are fastest in
 
     def readable(self) -> list[int]:
-        """List the samples that have not failed, in the order of an unshuffled epoch."""
+        """List the samples that could be read in the epoch before, in the order of val and test."""
         return (~self.guarded.unreadable).nonzero().flatten().tolist()
 
     def new_failures(self) -> list[str]:
@@ -79,6 +80,11 @@ class Loader:
         new = set(self.guarded.unreadable.nonzero().flatten().tolist()) - self.reported
         self.reported |= new
         return [self.guarded.failure(index) for index in sorted(new)]
+
+
+def cores() -> int:
+    """Count the cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 class Guarded(Dataset):

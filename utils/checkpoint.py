@@ -26,17 +26,11 @@ class CheckpointError(RuntimeError):
     """A checkpoint that cannot be used: one line that names the file and what to do."""
 
 
-def save(path: str | Path, **objects: Any) -> Path:
-    """Write the objects under their names; those with a `state_dict` are asked for it."""
-    contents = {n: o.state_dict() if hasattr(o, "state_dict") else o for n, o in objects.items()}
-    return write(path, contents)
-
-
-def write(path: str | Path, contents: Mapping[str, Any]) -> Path:
+def write(path: str | Path, contents: Mapping[str, Any], keep_previous: bool = False) -> Path:
     """Write tensors and plain values so that a kill at any moment leaves a whole file.
 
-    A temporary file beside it is flushed to the disk and then takes its place; the file that was
-    there before becomes `previous(path)`. Raises OSError, with both of them untouched.
+    A temporary file beside it is flushed to the disk and then takes its place; `keep_previous`
+    leaves the file that was there before as `previous(path)`. An OSError leaves all as it was.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -46,7 +40,7 @@ def write(path: str | Path, contents: Mapping[str, Any]) -> Path:
             file.write(seal(contents))
             file.flush()
             os.fsync(file.fileno())
-        if path.exists():
+        if keep_previous and path.exists():
             os.replace(path, previous(path))
         os.replace(temporary, path)
         sync_folder(path.parent)
@@ -165,9 +159,14 @@ class Keeper:
         self.stop.check()
 
     def save(self, path: Path) -> None:
-        self.saved_at = time.monotonic()
+        """Write the live objects, by their `state_dict` where they have one, and the place."""
+        contents = {
+            name: item.state_dict() if hasattr(item, "state_dict") else item
+            for name, item in {**self.live, **self.place}.items()
+        }
         with self.disk(path):
-            save(path, **self.live, **self.place)
+            write(path, contents, keep_previous=path == self.path)
+        self.saved_at = time.monotonic()
 
     def _touches(self) -> int:
         """Count the writes to all parameters and buffers so far."""

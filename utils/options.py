@@ -211,7 +211,7 @@ def check_usage(
     Exit code 2 and one line for wrong usage, 0 for help. Takes no more than the standard library.
     """
     try:
-        if not arguments or {"help", "-h", "--help"} & set(arguments):
+        if not arguments or arguments[0] == "help" or {"-h", "--help"} & set(arguments):
             print(config.table(commands))
             sys.exit(0)
         command, given = split_arguments(arguments)
@@ -223,7 +223,7 @@ def check_usage(
         required = None if opt.resume else commands[command][1]
         for name in filter(None, [required, *inputs]):
             path = getattr(opt, name)
-            if path is not None and not os.path.exists(path):  # also False for an odd name
+            if isinstance(path, str) and not os.path.exists(path):  # also False for an odd name
                 raise UsageError(f"{path} does not exist; give the right path: {flag(name)}=PATH")
         return [command, *(f"--{name}={getattr(opt, name)}" for name in given)]
     except UsageError as error:

@@ -64,7 +64,7 @@ class Visualizer:
         x = self.index.get(name, 0) if x is None else x
         first, self.index[name] = name not in self.index, x + 1
         if self.writer:
-            self.writer.add_scalar(name, y, x)
+            self._record(self.writer.add_scalar, name, y, x)
         self._send(
             "line",
             Y=np.array([y]),
@@ -87,7 +87,7 @@ class Visualizer:
             raise ValueError(f"{name}: cannot show an image of shape {array.shape}")
         batch = array if array.ndim == 4 else array[None]
         if self.writer:
-            self.writer.add_images(name, batch, self.index[name])
+            self._record(self.writer.add_images, name, batch, self.index[name])
         self.index[name] += 1
         self._send("images", batch, win=name, opts={"title": name})
 
@@ -100,13 +100,13 @@ class Visualizer:
         line = f"[{time.strftime('%m%d_%H%M%S')}] {info}"
         self.text += html.escape(line) + "<br>"
         if self.writer:
-            self.writer.add_text(win, line, self.index[win])
+            self._record(self.writer.add_text, win, line, self.index[win])
         self.index[win] += 1
         self._send("text", self.text, win=win)
 
     def flush(self) -> None:
         if self.writer:
-            self.writer.flush()
+            self._record(self.writer.flush)
 
     def close(self) -> None:
         """Write what is left; a server that does not take it in time is left behind."""
@@ -117,7 +117,7 @@ class Visualizer:
         with suppress(queue.Full):
             self.tasks.put_nowait(None)  # the thread ends
         if self.writer:
-            self.writer.close()
+            self._record(self.writer.close)
 
     def __getattr__(self, name: str) -> Any:
         if name == "vis":  # not made yet: looking further would never end
@@ -130,6 +130,13 @@ class Visualizer:
             return call(*args, **kwargs)
         except OSError as error:  # the server's fault; a wrong argument is the caller's to know
             self._give_up(type(error).__name__)
+
+    def _record(self, call: Callable, *args: Any) -> None:
+        try:
+            call(*args)
+        except OSError as error:  # a full disk, say
+            self.writer = None
+            tqdm.write(f"TensorBoard's file cannot be written ({error.strerror}); going on without")
 
     def _send(self, call: str, *args: Any, **kwargs: Any) -> None:
         if self.connected:
