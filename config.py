@@ -31,7 +31,7 @@ class DefaultConfig(Options):
 
     # What --resume may change without a word, since the result of the run stays the same.
     free_on_resume = (
-        *("resume", "allow_changes", "max_epoch", "num_workers", "save_minutes", "env"),
+        *("resume", "allow_changes", "num_workers", "save_minutes", "env"),
         *(
             "traceback",
             "debug_on_error",

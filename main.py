@@ -82,13 +82,7 @@ def train(**options) -> Path:
         "confusion": confusion,
         "vis": vis,
     }
-    first_epoch, first_step, history = 0, 0, []  # history has a row an epoch
-    if saved:
-        for name, item in live.items():
-            item.load_state_dict(saved[name])
-        first_epoch, first_step, history = saved["epoch"], saved["step"], saved["history"]
-        log(f"goes on at epoch {first_epoch + 1}, step {first_step + 1}")
-    live |= {
+    facts = {
         "options": opt,
         "classes": list(train_data.classes),
         "mean": list(train_data.mean),
@@ -96,10 +90,12 @@ def train(**options) -> Path:
         "data": train_data.fingerprint,
     }
     stop = Stop()
-    keeper = checkpoint.Keeper(run / "last.pth", live, opt.save_minutes, stop, disk)
+    keeper = checkpoint.Keeper(run / "last.pth", live, facts, opt.save_minutes, stop, disk)
+    first_epoch, first_step, history = keeper.restore(saved)  # history has a row an epoch
+    if saved:
+        log(f"goes on at epoch {first_epoch + 1}, step {first_step + 1}")
 
     with runs.locked(run), stop, keeper:
-        keeper.reached(epoch=first_epoch, step=first_step, history=history)
         for epoch in range(first_epoch, opt.max_epoch):
             # step 5: train
             model.train()
@@ -131,9 +127,6 @@ def train(**options) -> Path:
                 "val_loss": summary["log_loss"],
                 "val_accuracy": summary["accuracy"],
             }
-            stuck = history and row["val_loss"] >= history[-1]["val_loss"]
-            if opt.schedule == "plateau" and stuck:
-                opt.lr *= opt.lr_decay
             history = [*history, row]
             log(", ".join(f"{name} {value:.4g}" for name, value in row.items()))
             vis.plot_many({f"epoch/{name}": value for name, value in row.items()})
@@ -142,13 +135,15 @@ def train(**options) -> Path:
                 log(line)
 
             # step 7: save
-            train_loss.reset()
-            confusion.reset()
-            first_step = 0
             if row["val_accuracy"] == max(past["val_accuracy"] for past in history):
                 keeper.save(run / "best.pth")
             with disk(run / "metrics.csv"):
                 runs.write_csv(run / "metrics.csv", history)
+            if opt.schedule == "plateau" and engine.has_stalled(history):
+                opt.lr *= opt.lr_decay
+            train_loss.reset()
+            confusion.reset()
+            first_step = 0
             keeper.reached(save=True, epoch=epoch + 1, step=0, history=history)
 
     # step 8: what the best weights do, in words and pictures
@@ -159,8 +154,8 @@ def train(**options) -> Path:
     with disk(run / "report.html"):
         samples = Subset(val_data, val_loader.readable())
         mistakes = metrics.worst_mistakes(logits, labels)
-        page = (opt.state_dict(), history, summary, mistakes, samples, val_data.classes)
-        write_report(run / "report.html", run.name, *page)
+        page = (opt.shaping(), history, summary, mistakes, samples, val_data.classes)
+        write_report(run / "report.html", f"{opt.model} on {opt.dataset}", *page)
     vis.close()
     log("the best epoch on val:\n" + metrics.as_text(summary, val_data.classes))
     log(f"weights   {run / 'best.pth'}\nreport    {run / 'report.html'}")

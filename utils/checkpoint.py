@@ -144,12 +144,28 @@ class Keeper:
     """
 
     def __init__(
-        self, path: Path, live: Mapping[str, Any], minutes: float, stop: Any, disk: Any
+        self,
+        path: Path,
+        live: Mapping[str, Any],
+        facts: Mapping[str, Any],
+        minutes: float,
+        stop: Any,
+        disk: Any,
     ) -> None:
-        self.path, self.live, self.seconds = path, live, 60 * minutes
+        self.path, self.live, self.facts, self.seconds = path, live, facts, 60 * minutes
         self.stop, self.disk = stop, disk
         self.place: dict[str, Any] = {}
         self.saved_at = time.monotonic()
+
+    def restore(self, saved: Mapping[str, Any]) -> tuple[int, int, list]:
+        """Put the live objects where `saved` has them: epoch, step and history to go on with."""
+        if saved:
+            for name, item in self.live.items():
+                item.load_state_dict(saved[name])
+        place = {"epoch": 0, "step": 0, "history": []}
+        place = {name: saved.get(name, value) for name, value in place.items()}
+        self.reached(**place)
+        return tuple(place.values())
 
     def reached(self, save: bool = False, **place: Any) -> None:
         """Note the place; raise what `stop.check` raises, after saving."""
@@ -162,7 +178,7 @@ class Keeper:
         """Write the live objects, by their `state_dict` where they have one, and the place."""
         contents = {
             name: item.state_dict() if hasattr(item, "state_dict") else item
-            for name, item in {**self.live, **self.place}.items()
+            for name, item in {**self.live, **self.facts, **self.place}.items()
         }
         with self.disk(path):
             write(path, contents, keep_previous=path == self.path)

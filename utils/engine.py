@@ -121,6 +121,12 @@ def lr_share(schedule: str, progress: float, warmup: float) -> float:
     return 0.5 + 0.5 * math.cos(math.pi * (progress - warmup) / (1 - warmup))
 
 
+def has_stalled(history: list[dict[str, float]]) -> bool:
+    """Whether the newest val loss is no lower than the one before."""
+    losses = [row["val_loss"] for row in history]
+    return len(losses) > 1 and losses[-1] >= losses[-2]
+
+
 def set_lr(optimizer: Optimizer, lr: float) -> None:
     for group in optimizer.param_groups:
         group["lr"] = lr

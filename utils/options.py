@@ -150,15 +150,22 @@ class Options:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         vars(self).update(state)
 
+    def shaping(self) -> dict[str, Any]:
+        """Return the options that shape the result of a run."""
+        return {name: v for name, v in vars(self).items() if name not in self.free_on_resume}
+
     def resumed(self, saved: Mapping[str, Any], given: Mapping[str, Any]) -> "Options":
         """Return the `saved` options of a run with those of `given` that leave its result alone.
 
-        UsageError names the others that differ, unless `allow_changes` asks for them.
+        UsageError names the others that differ, unless `allow_changes` asks for them. max_epoch
+        may grow.
         """
         changed = [
             f"{flag(name)}={getattr(self, name)} (it has {saved.get(name)})"
             for name in given
-            if name not in self.free_on_resume and getattr(self, name) != saved.get(name)
+            for value in [getattr(self, name)]
+            if name not in self.free_on_resume and value != saved.get(name)
+            if not (name == "max_epoch" and value > saved[name])
         ]
         if changed and not self.allow_changes:
             raise UsageError(

@@ -1,0 +1,1 @@
+"""Kill a run anywhere and see that nothing is lost: python -m tests.crash --kills 200."""

@@ -1,0 +1,272 @@
+"""A run cannot be lost: kills, signals, damaged files, full disks, and what a resume refuses."""
+
+import os
+import random
+import resource
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import main
+from tests.crash.__main__ import Trials, differences, finished_run
+from utils import checkpoint
+from utils.options import UsageError
+from utils.runs import Disk
+
+SMALL = {"image_size": 64, "batch_size": 8, "num_workers": 0, "visdom_port": 1, "debug_file": None}
+
+
+@pytest.fixture(scope="module")
+def trials(pictures, tmp_path_factory) -> Trials:
+    return Trials(
+        tmp_path_factory.mktemp("trials"), pictures / "train", seed=random.randrange(10**9)
+    )
+
+
+@pytest.mark.parametrize("number", range(15))
+def test_a_killed_run_comes_to_the_same_bits(trials, number):
+    assert trials.trial(number, signal.SIGKILL) == []
+
+
+@pytest.mark.parametrize("group", [False, True])
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT", "SIGHUP", "SIGUSR1"])
+def test_a_signal_ends_a_run_cleanly_and_loses_nothing(trials, name, group):
+    number = getattr(signal, name)
+    assert trials.trial(100 + 2 * number + group, number, group) == []
+
+
+@pytest.fixture(scope="module")
+def sealed(tmp_path_factory) -> Path:
+    """Write a checkpoint twice, so that there is one before it."""
+    path = tmp_path_factory.mktemp("sealed") / "last.pth"
+    for epoch in (1, 2):
+        checkpoint.write(path, {"epoch": epoch, "w": torch.arange(3000.0)}, keep_previous=True)
+    return path
+
+
+def test_any_flipped_bit_is_noticed_and_the_one_before_used(sealed, capsys):
+    whole, chance = sealed.read_bytes(), random.Random(0)
+    for _ in range(400):
+        damaged = bytearray(whole)
+        damaged[chance.randrange(len(whole))] ^= 1 << chance.randrange(8)
+        sealed.write_bytes(damaged)
+        with pytest.raises(checkpoint.CheckpointError, match="damaged"):
+            checkpoint.read(sealed, sealed=True)
+        assert checkpoint.read_newest(sealed)["epoch"] == 1
+        assert "last.previous.pth" in capsys.readouterr().out
+    sealed.write_bytes(whole)
+    assert checkpoint.read_newest(sealed)["epoch"] == 2
+
+
+def test_any_cut_off_file_is_noticed_and_the_one_before_used(sealed):
+    whole, chance = sealed.read_bytes(), random.Random(1)
+    for length in [0, 1, *(chance.randrange(len(whole)) for _ in range(48))]:
+        sealed.write_bytes(whole[:length])
+        assert checkpoint.read_newest(sealed)["epoch"] == 1
+    sealed.write_bytes(whole)
+
+
+def test_other_programs_read_a_sealed_file(sealed):
+    assert torch.load(sealed, weights_only=True)["epoch"] == 2
+
+
+def test_a_write_that_fails_leaves_the_file_that_was_there(tmp_path, monkeypatch):
+    path = checkpoint.write(tmp_path / "last.pth", {"epoch": 1})
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space"):
+        checkpoint.write(path, {"epoch": 2}, keep_previous=True)
+    monkeypatch.undo()
+    assert checkpoint.read(path)["epoch"] == 1
+    assert os.listdir(tmp_path) == ["last.pth"]
+
+
+def test_a_disk_warns_once_a_cause_and_forgets_when_a_later_write_succeeds(tmp_path):
+    lines = []
+    disk = Disk(lines.append)
+    for _ in range(3):
+        with disk(tmp_path / "a"):
+            raise OSError(28, "No space left on device")
+    assert len(lines) == 1
+    with pytest.raises(OSError, match="not all on the disk"):
+        disk.raise_failures()
+    with disk(tmp_path / "a"):
+        pass
+    disk.raise_failures()
+
+
+def train_command(pictures: Path, root: Path, *options: str) -> list[str]:
+    command = [
+        sys.executable,
+        str(Path(main.__file__)),
+        "train",
+        "--max-epoch=2",
+        "--num-workers=0",
+    ]
+    command += ["--image-size=64", "--visdom-port=1", "--batch-size=8", *options]
+    return [*command, f"--train-data-root={pictures / 'train'}", f"--checkpoint-root={root}"]
+
+
+def test_a_file_size_limit_costs_a_warning_and_the_exit_code(pictures, tmp_path):
+    result = subprocess.run(
+        train_command(pictures, tmp_path / "runs"),
+        capture_output=True,
+        text=True,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (10**6, 10**6)),
+    )
+    assert result.returncode == 1
+    assert "Traceback" not in result.stderr
+    assert result.stdout.count("last.pth cannot be written") <= 1
+    assert "epoch 2" in result.stdout  # it trained to its end
+    assert "not all on the disk" in result.stderr
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root may mount a small file system")
+def test_a_disk_that_fills_up_keeps_the_last_good_checkpoint(pictures, tmp_path):
+    mount = tmp_path / "small"
+    mount.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64m", "none", mount], check=False)
+    if mounted.returncode:
+        pytest.skip("this machine does not let root mount")
+    try:
+        (mount / "filler").write_bytes(bytes(34 << 20))  # room for two checkpoints, not for three
+        result = subprocess.run(
+            train_command(pictures, mount / "runs", "--save-minutes=0.0001"),
+            capture_output=True,
+            text=True,
+        )
+        run = finished_run(mount / "runs")
+        assert result.returncode == 1, result.stderr
+        assert "epoch 2" in result.stdout
+        assert "No space left on device" in result.stdout
+        saved = checkpoint.read_newest(run / "last.pth")
+        (mount / "filler").unlink()
+        folder = main.train(resume=str(run))
+        assert checkpoint.read(folder / "last.pth")["epoch"] == 2
+        assert (saved["epoch"], saved["step"]) <= (2, 0)
+    finally:
+        subprocess.run(["umount", mount], check=False)
+
+
+@pytest.fixture(scope="module")
+def straight(pictures, tmp_path_factory) -> Path:
+    """Train two epochs without a stop."""
+    root = tmp_path_factory.mktemp("straight")
+    data = pictures / "train"
+    return main.train(train_data_root=data, checkpoint_root=root, max_epoch=2, **SMALL)
+
+
+def test_an_exception_on_the_way_is_saved_and_resumed_to_the_same_bits(
+    pictures, straight, tmp_path, monkeypatch
+):
+    def fail(*_):
+        calls.append(1)
+        if len(calls) == 8:  # in the second epoch
+            raise RuntimeError("a viewer's bug")
+
+    calls = []
+    monkeypatch.setattr(main, "pause_if_asked", fail)
+    data = pictures / "train"
+    with pytest.raises(RuntimeError, match="a viewer's bug"):
+        main.train(train_data_root=data, checkpoint_root=tmp_path, max_epoch=2, **SMALL)
+    saved = checkpoint.read_newest(finished_run(tmp_path) / "last.pth")
+    assert (saved["epoch"], saved["step"]) == (1, 2)
+    monkeypatch.undo()
+    folder = main.train(resume=True, checkpoint_root=tmp_path, num_workers=1)
+    assert list(differences(straight, folder)) == []
+
+
+def test_half_a_step_is_not_saved(pictures, tmp_path, monkeypatch):
+    step = torch.optim.AdamW.step
+
+    def fail(self, *args):
+        steps.append(1)
+        step(self, *args)
+        if len(steps) == 3:
+            raise RuntimeError("power failure")
+
+    steps = []
+    monkeypatch.setattr(torch.optim.AdamW, "step", fail)
+    with pytest.raises(RuntimeError, match="power failure"):
+        main.train(
+            train_data_root=pictures / "train",
+            checkpoint_root=tmp_path,
+            save_minutes=0.00001,
+            **SMALL,
+        )
+    saved = checkpoint.read_newest(finished_run(tmp_path) / "last.pth")
+    assert saved["step"] == 2
+
+
+def test_a_finished_run_that_may_go_on_longer_does(pictures, tmp_path):
+    data = pictures / "train"
+    run = main.train(train_data_root=data, checkpoint_root=tmp_path, max_epoch=1, **SMALL)
+    again = main.train(resume=str(run), max_epoch=2)
+    assert again == run
+    assert len((run / "metrics.csv").read_text().splitlines()) == 3
+
+
+@pytest.mark.parametrize(
+    "options", [{"lr": 0.5}, {"batch_size": 4, "seed": 3}, {"model": "ResNet34"}, {"max_epoch": 1}]
+)
+def test_a_resume_names_the_options_that_would_change_the_result(straight, options):
+    with pytest.raises(UsageError) as error:
+        main.train(resume=str(straight), **options)
+    for name, value in options.items():
+        assert f"--{name.replace('_', '-')}={value}" in str(error.value)
+    assert "--allow-changes" in str(error.value)
+
+
+def test_other_pictures_than_the_run_began_with_are_refused(straight, tmp_path):
+    from data.prepare import prepare_demo
+
+    prepare_demo(tmp_path / "other", count=20)
+    with pytest.raises((UsageError, checkpoint.CheckpointError), match="--allow-changes"):
+        main.train(resume=str(straight), train_data_root=str(tmp_path / "other" / "train"))
+
+
+def test_nothing_to_resume_starts_a_new_run(pictures, tmp_path, capsys):
+    data = pictures / "train"
+    run = main.train(
+        resume=True, train_data_root=data, checkpoint_root=tmp_path, max_epoch=1, **SMALL
+    )
+    assert (run / "best.pth").exists()
+    assert "has no run to resume" in capsys.readouterr().out
+
+
+def test_two_processes_do_not_share_a_run(straight):
+    code = (
+        f"import fcntl; f = open({str(straight / '.lock')!r}, 'a'); fcntl.lockf(f, fcntl.LOCK_EX)"
+    )
+    code += "; print('locked', flush=True); input()"
+    other = subprocess.Popen(
+        [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    try:
+        assert other.stdout.readline() == "locked\n"
+        with pytest.raises(OSError, match="belongs to a run that is going on now"):
+            main.train(resume=str(straight), max_epoch=3)
+    finally:
+        other.kill()
+        other.wait()
+
+
+def test_a_debugged_change_of_the_learning_rate_survives_a_resume(pictures, tmp_path, monkeypatch):
+    def halve(*_):
+        opt = sys._getframe(1).f_locals["opt"]
+        if not changed:
+            changed.append(opt.lr / 2)
+            opt.lr /= 2
+
+    changed = []
+    monkeypatch.setattr(main, "pause_if_asked", halve)
+    data = pictures / "train"
+    run = main.train(train_data_root=data, checkpoint_root=tmp_path, max_epoch=1, **SMALL)
+    assert checkpoint.read(run / "last.pth")["options"]["lr"] == changed[0]
