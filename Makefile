@@ -6,7 +6,6 @@ STAMP := .venv/.installed
 UV = $(shell uv --version >/dev/null 2>&1 && echo uv || echo .venv/bin/uv)
 # Tests start many commands; without bytecode each of them would compile torch again.
 unexport PYTHONDONTWRITEBYTECODE
-LATEST = "$$(ls -td checkpoints/*/ | head -n 1)"
 
 .PHONY: help demo test lint lock clean
 
@@ -14,11 +13,14 @@ help:  ## this list
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' Makefile
 	@echo "  PYTHON=python3.12 after the target chooses the Python of a new .venv (make clean first)"
 
-demo: $(STAMP)  ## draw a small data set, train, validate, write result.csv and the report
+demo: $(STAMP) data/demo  ## draw a small data set, train, validate, write result.csv and the report
+	$(RUN) main.py train --image-size=64
+	$(RUN) main.py val
+	$(RUN) main.py test
+	@echo "Look at report.html in $$(ls -td checkpoints/*/ | head -n 1) and at result.csv."
+
+data/demo: | $(STAMP)
 	$(RUN) main.py prepare --source=demo
-	$(RUN) main.py train --max-epoch=5
-	$(RUN) main.py val --load-model-path=$(LATEST)
-	$(RUN) main.py test --load-model-path=$(LATEST)
 
 test: $(STAMP)  ## run the tests
 	$(RUN) -m pytest

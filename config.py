@@ -30,18 +30,8 @@ class DefaultConfig(Options):
     """The defaults, checked: `DefaultConfig(lr="1e-3").lr == 0.001`."""
 
     # What --resume may change without a word, since the result of the run stays the same.
-    free_on_resume = (
-        *("resume", "allow_changes", "num_workers", "save_minutes", "env"),
-        *(
-            "traceback",
-            "debug_on_error",
-            "visdom_port",
-            "print_freq",
-            "debug_file",
-            "checkpoint_root",
-            "result_file",
-        ),
-    )
+    free_on_resume = """resume allow_changes save_minutes num_workers train_data_root test_data_root
+        env visdom_port print_freq debug_file traceback debug_on_error checkpoint_root result_file"""
 
     # Data
     dataset: str = "DogCat"  # a class of data/

@@ -152,7 +152,9 @@ class Options:
 
     def shaping(self) -> dict[str, Any]:
         """Return the options that shape the result of a run."""
-        return {name: v for name, v in vars(self).items() if name not in self.free_on_resume}
+        return {
+            name: v for name, v in vars(self).items() if name not in self.free_on_resume.split()
+        }
 
     def resumed(self, saved: Mapping[str, Any], given: Mapping[str, Any]) -> "Options":
         """Return the `saved` options of a run with those of `given` that leave its result alone.
@@ -164,7 +166,7 @@ class Options:
             f"{flag(name)}={getattr(self, name)} (it has {saved.get(name)})"
             for name in given
             for value in [getattr(self, name)]
-            if name not in self.free_on_resume and value != saved.get(name)
+            if name not in self.free_on_resume.split() and value != saved.get(name)
             if not (name == "max_epoch" and value > saved[name])
         ]
         if changed and not self.allow_changes:
