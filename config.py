@@ -26,12 +26,17 @@ COMMANDS = {
 }
 
 
+# Options that leave a run's result alone: --resume may change them without being asked twice.
+FREE = """
+    resume allow_changes save_minutes num_workers train_data_root test_data_root env visdom_port
+    print_freq debug_file traceback debug_on_error checkpoint_root result_file
+"""
+
+
 class DefaultConfig(Options):
     """The defaults, checked: `DefaultConfig(lr="1e-3").lr == 0.001`."""
 
-    # What --resume may change without a word, since the result of the run stays the same.
-    free_on_resume = """resume allow_changes save_minutes num_workers train_data_root test_data_root
-        env visdom_port print_freq debug_file traceback debug_on_error checkpoint_root result_file"""
+    free_on_resume = frozenset(FREE.split())
 
     # Data
     dataset: str = "DogCat"  # a class of data/
@@ -50,11 +55,11 @@ class DefaultConfig(Options):
     # Training
     max_epoch: PositiveInt = 12  # passes over the training pictures
     batch_size: PositiveInt = 32  # pictures a step
-    accumulate: PositiveInt = 1  # parts a batch is split into; more saves memory, same result
-    lr: PositiveFloat = 2e-3  # peak learning rate; three times lower when the loss jumps
+    accumulate: PositiveInt = 1  # parts a batch goes through in: more parts, less memory
+    lr: PositiveFloat = 2e-3  # peak learning rate; divide it by 3 if the loss jumps
     schedule: Literal["one_cycle", "plateau"] = "one_cycle"  # how the learning rate goes
-    warmup: Fraction = 0.15  # share of the run in which the rate rises (one_cycle)
-    lr_decay: Fraction = 0.5  # lr = lr * lr_decay when the val loss has not fallen (plateau)
+    warmup: Fraction = 0.15  # share of the run in which the learning rate rises
+    lr_decay: Fraction = 0.5  # lr = lr * lr_decay after an epoch that lowers no val loss (plateau)
     weight_decay: Fraction = 0.05  # decoupled (AdamW); on weights, not on biases and norms
     clip_norm: PositiveFloat | None = 1.0  # longest gradient a step may take; None: any
     label_smoothing: Fraction = 0.0  # share of each label spread over all classes

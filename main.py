@@ -5,9 +5,8 @@ calls `train_step` in utils/engine.py, and that is all there is up to `optimizer
 """
 
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
-from types import MappingProxyType
 
 from config import COMMANDS, DefaultConfig
 from utils.options import check_usage
@@ -36,7 +35,7 @@ from utils.seed import seed_everything
 from utils.visualize import Visualizer
 
 # What a checkpoint says of itself, so that val and test need nothing else.
-FACTS = ("model", "pretrained", "dataset", "image_size", "train_data_root")
+FROM_CHECKPOINT = ("model", "dataset", "image_size", "train_data_root")
 
 
 def prepare(**options) -> Path:
@@ -65,7 +64,9 @@ def train(**options) -> Path:
     # step 3: model, loss, optimizer
     seed_everything(opt.seed, "weights")
     model = build_model(opt, train_data.num_classes).to(device)
-    if not saved:
+    if saved:
+        model.load_weights(saved["model"], source=run)
+    else:
         load_weights(opt, model)
     weight = engine.balanced_weights(train_data.class_counts) if opt.balanced else None
     criterion = engine.ClassificationLoss(weight, opt.label_smoothing, opt.focal_gamma).to(device)
@@ -99,11 +100,13 @@ def train(**options) -> Path:
         for epoch in range(first_epoch, opt.max_epoch):
             # step 5: train
             model.train()
+            stalls = engine.stalls([row["val_loss"] for row in history])
+            decay = opt.lr_decay**stalls if opt.schedule == "plateau" else 1.0
             title = f"epoch {epoch + 1}/{opt.max_epoch}"
             for step, images, labels in train_loader.epoch(epoch, first_step, title):
-                seed_everything(opt.seed, epoch, step)  # dropout
+                seed_everything(opt.seed, epoch, step)  # a step depends on nothing before it
                 progress = (epoch + step / len(train_loader)) / opt.max_epoch
-                lr = opt.lr * engine.lr_share(opt.schedule, progress, opt.warmup)
+                lr = opt.lr * decay * engine.lr_share(opt.schedule, progress, opt.warmup)
                 engine.set_lr(optimizer, lr)
                 logits, loss = engine.train_step(
                     model, images, labels, criterion, optimizer, amp, opt.clip_norm, opt.accumulate
@@ -111,7 +114,8 @@ def train(**options) -> Path:
                 train_loss.add(loss)
                 confusion.add(logits, labels)
                 if (step + 1) % opt.print_freq == 0:
-                    vis.plot_many({"loss": train_loss.value()[0], "lr": lr})
+                    steps = epoch * len(train_loader) + step + 1
+                    vis.plot_many({"loss": train_loss.value()[0], "lr": lr}, x=steps)
                 keeper.reached(epoch=epoch, step=step + 1, history=history)
                 pause_if_asked(opt.debug_file)
 
@@ -121,7 +125,7 @@ def train(**options) -> Path:
             summary = metrics.summarize(logits, labels)
             row = {
                 "epoch": epoch + 1,
-                "lr": optimizer.param_groups[0]["lr"],
+                "lr": optimizer.param_groups[0]["lr"],  # there too if this process made no step
                 "train_loss": train_loss.value()[0],
                 "train_accuracy": confusion.accuracy(),
                 "val_loss": summary["log_loss"],
@@ -129,7 +133,7 @@ def train(**options) -> Path:
             }
             history = [*history, row]
             log(", ".join(f"{name} {value:.4g}" for name, value in row.items()))
-            vis.plot_many({f"epoch/{name}": value for name, value in row.items()})
+            vis.plot_many({f"epoch/{name}": value for name, value in row.items()}, x=epoch + 1)
             vis.flush()
             for line in train_loader.new_failures() + val_loader.new_failures():
                 log(line)
@@ -139,8 +143,6 @@ def train(**options) -> Path:
                 keeper.save(run / "best.pth")
             with disk(run / "metrics.csv"):
                 runs.write_csv(run / "metrics.csv", history)
-            if opt.schedule == "plateau" and engine.has_stalled(history):
-                opt.lr *= opt.lr_decay
             train_loss.reset()
             confusion.reset()
             first_step = 0
@@ -152,10 +154,16 @@ def train(**options) -> Path:
     logits, labels = engine.evaluate(model, val_loader.epoch(title="best"), amp)
     summary = metrics.summarize(logits, labels)
     with disk(run / "report.html"):
-        samples = Subset(val_data, val_loader.readable())
-        mistakes = metrics.worst_mistakes(logits, labels)
-        page = (opt.shaping(), history, summary, mistakes, samples, val_data.classes)
-        write_report(run / "report.html", f"{opt.model} on {opt.dataset}", *page)
+        write_report(
+            run / "report.html",
+            title=f"{opt.model} on {opt.dataset}",
+            options=opt.shaping(),
+            history=history,
+            summary=summary,
+            mistakes=metrics.worst_mistakes(logits, labels),
+            samples=Subset(val_data, val_loader.readable()),
+            classes=val_data.classes,
+        )
     vis.close()
     log("the best epoch on val:\n" + metrics.as_text(summary, val_data.classes))
     log(f"weights   {run / 'best.pth'}\nreport    {run / 'report.html'}")
@@ -220,8 +228,8 @@ def open_checkpoint(options: dict, mode: str) -> tuple:
     path = checkpoint.locate(path)
     contents = checkpoint.read(path)
     saved = contents.get("options", {})  # a bare state dict has none
-    facts = {name: saved[name] for name in FACTS if name in saved}
-    opt = DefaultConfig(**facts | options | {"load_model_path": path})
+    own = {name: saved[name] for name in FROM_CHECKPOINT if name in saved}
+    opt = DefaultConfig(**own | options | {"load_model_path": path})
     print(f"checkpoint {path}")
     device = engine.pick_device(opt.use_gpu, opt.deterministic)
     dataset, loader = build_data(opt, mode, device, print, contents)
@@ -231,11 +239,7 @@ def open_checkpoint(options: dict, mode: str) -> tuple:
 
 
 def build_data(
-    opt: DefaultConfig,
-    mode: str,
-    device: torch.device,
-    log: Callable[[str], None],
-    saved: Mapping = MappingProxyType({}),
+    opt: DefaultConfig, mode: str, device: torch.device, log: Callable[[str], None], saved: dict
 ) -> tuple[Dataset, data.Loader]:
     """Open one split, tell what is in it and what is left out, and batch it.
 
@@ -246,7 +250,7 @@ def build_data(
         root, mode=mode, image_size=opt.image_size, crop_scale=opt.crop_scale
     )
     log(dataset.describe())
-    source = opt.load_model_path or "the run"
+    source = opt.load_model_path if mode != "train" else "the run"
     if saved and saved.get("classes", list(dataset.classes)) != list(dataset.classes):
         raise checkpoint.CheckpointError(
             f"{source} tells {saved['classes']} apart, {opt.dataset} has {list(dataset.classes)}"
@@ -256,6 +260,9 @@ def build_data(
         raise checkpoint.CheckpointError(
             f"{root} has other pictures than {source} began with; --allow-changes takes them"
         )
+    if mode == "val" and saved.get("data", dataset.fingerprint) != dataset.fingerprint:
+        log("the pictures are not those of the training: some of val may have been trained on")
+    # A model needs the normalisation it was trained with.
     dataset.mean, dataset.std = saved.get("mean", dataset.mean), saved.get("std", dataset.std)
     shuffle = mode == "train"
     return dataset, data.Loader(dataset, opt.batch_size, opt.num_workers, device, opt.seed, shuffle)
@@ -264,8 +271,6 @@ def build_data(
 def build_model(opt: DefaultConfig, num_classes: int) -> BasicModule:
     """Make the model of the options, with new weights."""
     model = getattr(models, opt.model)(num_classes=num_classes, dropout=opt.dropout)
-    if opt.pretrained:
-        model.match_torchvision()
     return model.to(memory_format=torch.channels_last)
 
 
@@ -280,6 +285,6 @@ def load_weights(opt: DefaultConfig, model: BasicModule) -> None:
 if __name__ == "__main__":
     with one_line_failures("--traceback=True" in sys.argv, "--debug_on_error=True" in sys.argv):
         fire.Fire(
-            {name: SetParseFn(str)(globals()[name]) for name in COMMANDS},
-            serialize=lambda result: None,
+            {name: SetParseFn(str)(globals()[name]) for name in COMMANDS},  # values as typed
+            serialize=lambda result: None,  # what a command returns is for notebooks
         )

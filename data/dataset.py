@@ -17,6 +17,7 @@ from .transforms import Transform, eval_transforms, train_transforms
 FORMATS = ["JPEG", "PNG", "BMP", "WEBP", "GIF"]  # by content: photos often carry a wrong suffix
 MAX_PIXELS = 100_000_000  # larger pictures are taken for decompression bombs
 EXAMPLES = {"train": "cat.12.jpg", "val": "cat.12.jpg", "test": "12.jpg"}
+SUFFIXES = "jpe?g|png|bmp|webp"
 SYSTEM_FILES = {"thumbs.db", "desktop.ini"}
 
 
@@ -35,8 +36,6 @@ class DogCat(Dataset):
 
     classes = ("cat", "dog")
     mean, std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's, of values in 0 … 1
-    labelled_name = re.compile(r"(cat|dog)\.(\d{1,18})\.(jpe?g|png|bmp|webp)", re.I | re.A)
-    test_name = re.compile(r"()(\d{1,18})\.(jpe?g|png|bmp|webp)", re.I | re.A)
 
     def __init__(
         self,
@@ -53,10 +52,12 @@ class DogCat(Dataset):
             train_transforms(image_size, crop_scale) if augmented else eval_transforms(image_size)
         )
         self.rejected: dict[str, str] = {}  # name: why it was left out
-        pattern = self.test_name if mode == "test" else self.labelled_name
-        found = self._find(pattern)  # (label or 0, number, name)
+        names = "()" if mode == "test" else rf"({'|'.join(self.classes)})\."
+        found = self._find(re.compile(rf"{names}(\d{{1,18}})\.({SUFFIXES})", re.I | re.A))
+        self.fingerprint = hashlib.sha256(repr(found).encode()).hexdigest()  # of both splits
         if mode != "test":
-            found = [row for label in (0, 1) for row in split(found, label, mode, val_share)]
+            labels = range(self.num_classes)
+            found = [row for label in labels for row in split(found, label, mode, val_share)]
         # Arrays, not lists: a million Python objects would be copied into every worker.
         self.labels = np.array([row[1 if mode == "test" else 0] for row in found], dtype=np.int64)
         self.names = np.array([row[2].encode() for row in found])
@@ -81,11 +82,6 @@ class DogCat(Dataset):
     def class_counts(self) -> list[int]:
         return np.bincount(self.labels, minlength=self.num_classes).tolist()
 
-    @property
-    def fingerprint(self) -> str:
-        """A digest of which pictures there are, in their order."""
-        return hashlib.sha256(self.names.tobytes() + self.labels.tobytes()).hexdigest()
-
     def describe(self) -> str:
         """Say what there is and, once for train and val, what is left out and why."""
         counts = zip(self.class_counts, self.classes, strict=True) if self.mode != "test" else ()
@@ -98,6 +94,7 @@ class DogCat(Dataset):
         return text
 
     def _find(self, pattern: re.Pattern[str]) -> list[tuple[int, int, str]]:
+        """List (label, or 0 in test mode, number, name); note what is left out and why."""
         found = []
         taken: set[int] = set()
         for entry in sorted(os.scandir(self.root), key=lambda entry: entry.name):
@@ -121,7 +118,7 @@ class DogCat(Dataset):
         kinds = Counter(Path(name).suffix or "/" for name in self.rejected)
         folders = [p.name for p in sorted(self.root.iterdir()) if p.is_dir()][:3]
         inside = f", among them the folders {', '.join(folders)}" if folders else ""
-        return f"{kinds.total()} other files{inside}" if kinds else "nothing in it"
+        return f"{kinds.total()} other files{inside}" if kinds else "too few files"
 
 
 def split(

@@ -4,7 +4,6 @@ import re
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from urllib.error import URLError
 
 import torch
 from torch import Tensor, nn
@@ -54,7 +53,8 @@ class BasicModule(nn.Module):
         own = self.state_dict()
         # torchvision's and other old files do not count the batches of BatchNorm.
         counters = {n: torch.zeros_like(v) for n, v in own.items() if n.endswith("_tracked")}
-        state = counters | {book_name(name): value for name, value in state.items()}
+        renamed = {n if n in own else book_name(n): value for n, value in state.items()}
+        state = counters | renamed
         shapes = {name: tuple(value.shape) for name, value in own.items()}
         found = {name: tuple(getattr(value, "shape", ())) for name, value in state.items()}
         wrong = [
@@ -70,26 +70,30 @@ class BasicModule(nn.Module):
             )
         self.load_state_dict(state)
 
-    def match_torchvision(self) -> None:
-        """Compute what torchvision's model of this name does, as weights made with it need."""
-
     def load_pretrained(self) -> None:
         """Start from torchvision's ImageNet weights; the head stays as initialised.
 
         Raises CheckpointError, which names the file and the folder, where it cannot be downloaded.
         """
+        if not (self.pretrained_url and self.head):
+            raise CheckpointError(
+                f"there are no pretrained weights for {type(self).__name__}: "
+                "it has no `pretrained_url` and `head`"
+            )
         try:
             state = torch.hub.load_state_dict_from_url(
                 self.pretrained_url, map_location="cpu", check_hash=True, weights_only=True
             )
-        except (URLError, OSError) as error:
+        except (OSError, RuntimeError) as error:  # no network, or not the file it should be
             folder = Path(torch.hub.get_dir()) / "checkpoints"
             raise CheckpointError(
                 f"cannot download {self.pretrained_url} ({error}); "
                 f"put that file into {folder} and run again"
             ) from error
-        body = {name: value for name, value in state.items() if not name.startswith(self.head)}
-        own_head = {n: v for n, v in self.state_dict().items() if n.startswith(self.head)}
+        body = {
+            name: value for name, value in state.items() if not name.startswith(f"{self.head}.")
+        }
+        own_head = {n: v for n, v in self.state_dict().items() if n.startswith(f"{self.head}.")}
         self.load_weights(body | own_head, source=self.pretrained_url)
 
 

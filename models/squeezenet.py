@@ -1,5 +1,8 @@
 """SqueezeNet 1.1 (Iandola et al., 2016, arXiv:1602.07360): 0.7 million parameters."""
 
+from collections.abc import Mapping
+from pathlib import Path
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -35,7 +38,8 @@ class SqueezeNet(BasicModule):
 
     Parameters and their names are torchvision's `squeezenet1_1`. Two things differ, so that it
     learns from scratch: no ReLU stands on the logits (with it, training sits at a loss of ln K for
-    epochs), and the bypass, which `match_torchvision` takes out again.
+    epochs), and the bypass. Weights that were made without the bypass, torchvision's and the
+    book's, take it out again: the state dict tells.
     """
 
     pretrained_url = "https://download.pytorch.org/models/squeezenet1_1-b8a52dc0.pth"
@@ -63,16 +67,25 @@ class SqueezeNet(BasicModule):
             if isinstance(layer, nn.Conv2d):
                 nn.init.kaiming_normal_(layer.weight)
                 nn.init.zeros_(layer.bias)
-        for layer in self.features:
-            if isinstance(layer, Fire):  # starts near the identity, so that depth costs no signal
-                layer.expand1x1.weight.data *= 0.25
-                layer.expand3x3.weight.data *= 0.25
+        for fire in self.fires:  # each starts near the identity, so that depth costs no signal
+            fire.expand1x1.weight.data *= 0.25
+            fire.expand3x3.weight.data *= 0.25
         nn.init.normal_(self.classifier[1].weight, std=0.001)  # first loss: ln K
+
+    @property
+    def fires(self) -> list[Fire]:
+        return [layer for layer in self.features if isinstance(layer, Fire)]
 
     def forward(self, images: Tensor) -> Tensor:
         logits = self.classifier(self.features(images))  # (N, K, h, w)
         return logits.mean(dim=(2, 3))  # (N, K)
 
-    def match_torchvision(self) -> None:
-        for layer in self.features:
-            layer.bypass = False
+    def get_extra_state(self) -> dict[str, bool]:
+        return {"bypass": all(fire.bypass for fire in self.fires)}
+
+    def set_extra_state(self, state: Mapping[str, bool]) -> None:
+        for fire in self.fires:
+            fire.bypass = state["bypass"]
+
+    def load_weights(self, state: Mapping[str, Tensor], source: str | Path = "state dict") -> None:
+        super().load_weights({"_extra_state": {"bypass": False}, **state}, source)

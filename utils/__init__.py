@@ -1,1 +1,1 @@
-"""Leaves: no file here imports a sibling, so each can be read, tested or replaced alone."""
+"""Tools of the commands; but for `engine`, no file here needs another to be read."""

@@ -1,5 +1,6 @@
 """One training step and one evaluation pass, with all they need as arguments."""
 
+import itertools
 import math
 import os
 from collections.abc import Callable, Iterable
@@ -20,7 +21,7 @@ def train_step(
     labels: Tensor,  # (N,)
     criterion: Callable[[Tensor, Tensor], Tensor],
     optimizer: Optimizer,
-    precision: "Precision",
+    amp: "Precision",
     clip_norm: float | None = None,
     accumulate: int = 1,
 ) -> tuple[Tensor, Tensor]:
@@ -31,30 +32,30 @@ def train_step(
     optimizer.zero_grad()
     parts = []
     for part, part_labels in zip(images.chunk(accumulate), labels.chunk(accumulate), strict=True):
-        with precision.autocast:
+        with amp.autocast:
             logits = model(part)  # (n, K)
             losses = criterion(logits, part_labels)  # (n,)
-        precision.scaler.scale(losses.sum() / len(labels)).backward()
+        amp.scaler.scale(losses.sum() / len(labels)).backward()
         parts.append((logits.detach(), losses.detach()))
-    precision.scaler.unscale_(optimizer)  # before clipping: the norm is that of the true gradient
+    amp.scaler.unscale_(optimizer)  # before clipping: the norm is that of the true gradient
     if clip_norm is not None:
         nn.utils.clip_grad_norm_(model.parameters(), clip_norm)
-    precision.scaler.step(optimizer)
-    precision.scaler.update()
+    amp.scaler.step(optimizer)
+    amp.scaler.update()
     logits, losses = (torch.cat(pieces) for pieces in zip(*parts, strict=True))
     return logits, losses
 
 
 @torch.inference_mode()
 def evaluate(
-    model: nn.Module, batches: Batches, precision: "Precision", debug_file: str | None = None
+    model: nn.Module, batches: Batches, amp: "Precision", debug_file: str | None = None
 ) -> tuple[Tensor, Tensor]:
     """Return the logits (M, K) and labels (M,) of all pictures, on the CPU, in their order."""
     was_training = model.training
     model.eval()
     parts = []
     for _, images, labels in batches:
-        with precision.autocast:
+        with amp.autocast:
             logits = model(images)  # (N, K)
         parts.append((logits.float(), labels))
         pause_if_asked(debug_file)
@@ -87,8 +88,8 @@ class ClassificationLoss(nn.Module):
         if self.weight is not None:
             losses = losses * self.weight[labels]
         if self.gamma:
-            right = logits.softmax(dim=1).gather(1, labels[:, None]).squeeze(1)  # P(true class)
-            losses = losses * (1 - right) ** self.gamma
+            p_true = logits.softmax(dim=1).gather(1, labels[:, None]).squeeze(1)  # (N,)
+            losses = losses * (1 - p_true).clamp(min=1e-6) ** self.gamma  # slope at 0: infinite
         return losses
 
 
@@ -112,7 +113,7 @@ def lr_share(schedule: str, progress: float, warmup: float) -> float:
     """Share of the peak learning rate at `progress` (0 … 1) of a run.
 
     Both schedules rise in a line at first; then "one_cycle" falls as a cosine to 0 (Smith and
-    Topin, 2018, arXiv:1708.07120) and "plateau" stays, for the loop to lower it.
+    Topin, 2018, arXiv:1708.07120) and "plateau" stays where the loop has it.
     """
     if progress < warmup:
         return 0.04 + 0.96 * progress / warmup
@@ -121,10 +122,9 @@ def lr_share(schedule: str, progress: float, warmup: float) -> float:
     return 0.5 + 0.5 * math.cos(math.pi * (progress - warmup) / (1 - warmup))
 
 
-def has_stalled(history: list[dict[str, float]]) -> bool:
-    """Whether the newest val loss is no lower than the one before."""
-    losses = [row["val_loss"] for row in history]
-    return len(losses) > 1 and losses[-1] >= losses[-2]
+def stalls(val_losses: list[float]) -> int:
+    """Count the epochs whose val loss was no lower than that of the epoch before."""
+    return sum(now >= before for before, now in itertools.pairwise(val_losses))
 
 
 def set_lr(optimizer: Optimizer, lr: float) -> None:

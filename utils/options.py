@@ -68,7 +68,8 @@ def coerce(hint: Any, value: Any) -> Any:
     """Read `value`, typed or as text, as a person means it; ValueError if it does not fit."""
     text = str(value).strip()
     if isinstance(hint, UnionType) or get_origin(hint) not in (None, Annotated, Literal):
-        for part in get_args(hint):  # in their order: `bool | str` takes "true" for True
+        parts = sorted(get_args(hint), key=lambda part: part is not NoneType)  # "None" is no text
+        for part in parts:  # in their order: `bool | str` takes "true" for True
             with suppress(ValueError):
                 return coerce(part, value)
         raise ValueError
@@ -152,9 +153,7 @@ class Options:
 
     def shaping(self) -> dict[str, Any]:
         """Return the options that shape the result of a run."""
-        return {
-            name: v for name, v in vars(self).items() if name not in self.free_on_resume.split()
-        }
+        return {name: v for name, v in vars(self).items() if name not in self.free_on_resume}
 
     def resumed(self, saved: Mapping[str, Any], given: Mapping[str, Any]) -> "Options":
         """Return the `saved` options of a run with those of `given` that leave its result alone.
@@ -166,7 +165,7 @@ class Options:
             f"{flag(name)}={getattr(self, name)} (it has {saved.get(name)})"
             for name in given
             for value in [getattr(self, name)]
-            if name not in self.free_on_resume.split() and value != saved.get(name)
+            if name not in self.free_on_resume and value != saved.get(name)
             if not (name == "max_epoch" and value > saved[name])
         ]
         if changed and not self.allow_changes:
@@ -201,7 +200,7 @@ def split_arguments(arguments: Sequence[str]) -> tuple[str, dict[str, str]]:
             name = name.replace("-", "_")
             if name in options:
                 raise UsageError(f"--{name} is given twice")
-            options[name] = value if equals else "true"
+            options[name] = value if equals else True
             waiting = None if equals else name
         elif waiting:
             options[waiting], waiting = word, None

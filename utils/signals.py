@@ -20,7 +20,7 @@ class Stopped(Exception):
 
 
 class Stop:
-    """`with Stop() as stop:` notes a signal instead of dying of it; a second one ends at once."""
+    """`with Stop() as stop:` notes a signal for the next step; a second Ctrl-C ends at once."""
 
     def __init__(self) -> None:
         self.received: int | None = None
