@@ -3,7 +3,7 @@
 A new data set is its file and one import line here. Pictures named like `rose.12.jpg` take three:
 `class Flowers(DogCat): classes = ("rose", "tulip")`. Any other Dataset does if it is made by
 (root, mode, image_size, crop_scale) and has `classes`, `num_classes`, `class_counts`, `labels`,
-`mean`, `std`, `fingerprint` and `describe()` as DogCat has them; `__getitem__` may raise OSError for
+`mean`, `std`, `fingerprint` and `describe()` like DogCat; `__getitem__` may raise OSError for
 a sample that cannot be read.
 """
 

@@ -16,7 +16,7 @@ from .transforms import Transform, eval_transforms, train_transforms
 
 FORMATS = ["JPEG", "PNG", "BMP", "WEBP", "GIF"]  # by content: photos often carry a wrong suffix
 MAX_PIXELS = 100_000_000  # larger pictures are taken for decompression bombs
-EXAMPLES = {"train": "cat.12.jpg", "val": "cat.12.jpg", "test": "12.jpg"}
+EXAMPLES = dict.fromkeys(("train", "val"), "cat.12.jpg or dog.12.jpg") | {"test": "12.jpg"}
 SUFFIXES = "jpe?g|png|bmp|webp"
 SYSTEM_FILES = {"thumbs.db", "desktop.ini"}
 
@@ -55,6 +55,7 @@ class DogCat(Dataset):
         names = "()" if mode == "test" else rf"({'|'.join(self.classes)})\."
         found = self._find(re.compile(rf"{names}(\d{{1,18}})\.({SUFFIXES})", re.I | re.A))
         self.fingerprint = hashlib.sha256(repr(found).encode()).hexdigest()  # of both splits
+        seen = len(found)
         if mode != "test":
             labels = range(self.num_classes)
             found = [row for label in labels for row in split(found, label, mode, val_share)]
@@ -63,8 +64,8 @@ class DogCat(Dataset):
         self.names = np.array([row[2].encode() for row in found])
         if not found:
             raise FileNotFoundError(
-                f"{self.root} has no picture for {mode} named like {EXAMPLES[mode]}; "
-                f"it has {self._seen()}"
+                f"{self.root} has no picture named like {EXAMPLES[mode]} for {mode}; "
+                f"it has {f'only {seen}' if seen else self._seen()}"
             )
 
     def __len__(self) -> int:
@@ -86,7 +87,8 @@ class DogCat(Dataset):
         """Say what there is and, once for train and val, what is left out and why."""
         counts = zip(self.class_counts, self.classes, strict=True) if self.mode != "test" else ()
         parts = ", ".join(f"{number:,} {name}" for number, name in counts)
-        text = f"{self.mode}: {len(self):,} pictures in {self.root}" + f" ({parts})" * bool(parts)
+        text = f"{self.mode}: {len(self):,} pictures" + f" ({parts})" * bool(parts)
+        text += f" in {self.root}"
         if self.rejected and self.mode != "val":
             names = [f"{name} ({reason})" for name, reason in self.rejected.items()]
             more = f" and {len(names) - 10:,} more" if len(names) > 10 else ""
@@ -118,7 +120,7 @@ class DogCat(Dataset):
         kinds = Counter(Path(name).suffix or "/" for name in self.rejected)
         folders = [p.name for p in sorted(self.root.iterdir()) if p.is_dir()][:3]
         inside = f", among them the folders {', '.join(folders)}" if folders else ""
-        return f"{kinds.total()} other files{inside}" if kinds else "too few files"
+        return f"{kinds.total()} other files{inside}" if kinds else "nothing in it"
 
 
 def split(

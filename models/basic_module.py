@@ -60,7 +60,7 @@ class BasicModule(nn.Module):
         wrong = [
             f"{name} is {found.get(name, 'missing')} there, {shapes.get(name, 'unknown')} here"
             for name in shapes | found
-            if shapes.get(name) != found.get(name)
+            if shapes.get(name) != found.get(name) and not name.endswith("_extra_state")
         ]
         if wrong:
             more = f" (and {len(wrong) - 1} more)" if len(wrong) > 1 else ""

@@ -1,7 +1,6 @@
 """SqueezeNet 1.1 (Iandola et al., 2016, arXiv:1602.07360): 0.7 million parameters."""
 
-from collections.abc import Mapping
-from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -71,6 +70,7 @@ class SqueezeNet(BasicModule):
             fire.expand1x1.weight.data *= 0.25
             fire.expand3x3.weight.data *= 0.25
         nn.init.normal_(self.classifier[1].weight, std=0.001)  # first loss: ln K
+        self.register_load_state_dict_pre_hook(without_bypass)
 
     @property
     def fires(self) -> list[Fire]:
@@ -80,12 +80,14 @@ class SqueezeNet(BasicModule):
         logits = self.classifier(self.features(images))  # (N, K, h, w)
         return logits.mean(dim=(2, 3))  # (N, K)
 
-    def get_extra_state(self) -> dict[str, bool]:
-        return {"bypass": all(fire.bypass for fire in self.fires)}
+    def get_extra_state(self) -> Tensor:
+        return torch.tensor(all(fire.bypass for fire in self.fires))
 
-    def set_extra_state(self, state: Mapping[str, bool]) -> None:
+    def set_extra_state(self, bypass: Tensor) -> None:
         for fire in self.fires:
-            fire.bypass = state["bypass"]
+            fire.bypass = bool(bypass)
 
-    def load_weights(self, state: Mapping[str, Tensor], source: str | Path = "state dict") -> None:
-        super().load_weights({"_extra_state": {"bypass": False}, **state}, source)
+
+def without_bypass(module: nn.Module, state: dict, prefix: str, *_: Any) -> None:
+    """Before loading: weights that do not tell of a bypass were made without one."""
+    state.setdefault(f"{prefix}_extra_state", torch.tensor(False))

@@ -158,7 +158,7 @@ def test_only_names_of_the_pattern_count_and_the_others_are_named(tmp_path):
     assert dataset.labels.tolist() == [0] * 4 + [1] * 4  # 1 is a dog
     assert dataset.classes[1] == "dog"
     assert dataset.rejected == {
-        **dict.fromkeys([*bad, "cat.1.txt"], "its name does not fit"),
+        **dict.fromkeys([*bad, "cat.1.txt"], "its name is not like cat.12.jpg or dog.12.jpg"),
         "cat.5.jpg": "it is not a file",
     }
 
@@ -242,7 +242,7 @@ def test_in_test_mode_the_label_is_the_id_in_numeric_order(tmp_path):
     assert [dataset[index][1] for index in range(4)] == [1, 2, 10, 100]
     assert dataset.rejected == {
         "1.jpg": "another picture has the same number",
-        "cat.3.jpg": "its name does not fit",
+        "cat.3.jpg": "its name is not like 12.jpg",
     }
 
 

@@ -197,7 +197,10 @@ def test_torchvisions_weights_compute_what_they_compute_there(name):
 def test_squeezenet_differs_from_torchvision_by_bypass_and_last_relu_alone():
     theirs, ours, images = theirs_of("SqueezeNet"), make_model("SqueezeNet").eval(), noise()
     ours.load_weights(theirs.state_dict())
-    assert not torch.allclose(ours.features(images), theirs.features(images), rtol=0.1)
+    with_bypass = copy.deepcopy(ours)
+    with_bypass.set_extra_state(torch.tensor(True))
+    assert not torch.allclose(with_bypass.features(images), theirs.features(images), rtol=0.1)
+    torch.testing.assert_close(ours.features(images), theirs.features(images))
     before_relu = theirs.classifier[1](theirs.features(images))
     torch.testing.assert_close(ours(images), before_relu.mean(dim=(2, 3)))
     assert before_relu.min() < 0
@@ -309,7 +312,18 @@ def test_squeezenet_takes_a_file_of_the_book(tmp_path):
     state = {f"model.{name}": value for name, value in theirs.state_dict().items()}
     torch.save(state, tmp_path / "book.pth")
     ours = make_model("SqueezeNet").load(tmp_path / "book.pth")
-    assert_same_state(ours, theirs.state_dict())
+    assert_same_state(ours, theirs.state_dict() | {"_extra_state": torch.tensor(False)})
+
+
+def test_the_state_dict_keeps_whether_there_is_a_bypass():
+    theirs, ours = theirs_of("SqueezeNet"), make_model("SqueezeNet").eval()
+    ours.load_state_dict(theirs.state_dict())  # torch's own way, strictly
+    again = make_model("SqueezeNet").eval()
+    assert all(fire.bypass for fire in again.fires)
+    again.load_state_dict(ours.state_dict())
+    assert not any(fire.bypass for fire in again.fires)
+    again.load_state_dict(make_model("SqueezeNet").state_dict())
+    assert all(fire.bypass for fire in again.fires)
 
 
 def test_a_file_from_before_batchnorm_counted_batches_loads():
@@ -392,7 +406,9 @@ def test_pretrained_weights_replace_all_but_the_head(name, monkeypatch):
     ours = make_model(name, num_classes=5)
     before = copy.deepcopy(ours.state_dict())
     ours.load_pretrained()
-    for key, value in ours.state_dict().items():
+    state = ours.state_dict()
+    assert not state.pop("_extra_state", False)  # SqueezeNet: torchvision's has no bypass
+    for key, value in state.items():
         expected = before if key.startswith(("classifier.", "fc.")) else theirs.state_dict()
         assert torch.equal(value, expected[key]), key
     weights = torchvision.models.get_model_weights(TORCHVISION[name]).IMAGENET1K_V1

@@ -169,7 +169,7 @@ def test_a_value_that_does_not_fit_is_refused_by_its_name(word, capsys):
         read(word)
     line, hint = capsys.readouterr().err.splitlines()
     assert end.value.code == 2 and "help" in hint
-    assert line.startswith(f"{name} takes ") and line.endswith(f"not {value or 'true'!r}")
+    assert line.startswith(f"{name} takes ") and line.endswith(f"not {value or 'True'!r}")
 
 
 def test_an_unknown_model_or_data_set_is_refused_with_the_nearest_one():
@@ -206,12 +206,12 @@ def test_keywords_of_the_wrong_type_are_refused(given):
 
 
 def test_one_call_leaves_nothing_behind_that_changes_the_next():
-    before = DefaultConfig().as_dict()
+    before = DefaultConfig().state_dict()
     opt = DefaultConfig(lr=0.5, env="other", use_gpu=False)
     opt.lr *= 2
-    opt.as_dict()["env"] = "changed"
+    opt.state_dict()["env"] = "changed"
     assert opt.env == "other"
-    assert DefaultConfig().as_dict() == before
+    assert DefaultConfig().state_dict() == before
     assert before["lr"] != 0.5 and DefaultConfig.lr == before["lr"]
 
 

@@ -128,7 +128,7 @@ def test_a_run_folder_holds_everything_about_the_run(plain, pictures):
         *("last.pth", "best.pth", "report.html"),
     }
     options = json.loads((plain / "config.json").read_text())
-    assert options == config.DefaultConfig(**options).as_dict()
+    assert options == config.DefaultConfig(**options).state_dict()
     assert (options["env"], options["batch_size"], options["max_epoch"]) == ("1e3", 16, 2)
     assert options["train_data_root"] == str(pictures / "train")
     environment = json.loads((plain / "environment.json").read_text())

@@ -139,7 +139,7 @@ class Options:
                 setattr(self, name, coerce(hints[name], value))
             except (ValueError, OverflowError):
                 wanted = describe(hints[name])
-                raise UsageError(f"{flag(name)} takes {wanted}, not {value!r}") from None
+                raise UsageError(f"{flag(name)} takes {wanted}, not {str(value)!r}") from None
         for name, package in (("model", "models"), ("dataset", "data")):
             known = [word for word in imported_names(package) if word[0].isupper()]
             if (word := getattr(self, name)) not in known:
