@@ -132,21 +132,23 @@ def train(**options) -> Path:
                 "val_accuracy": summary["accuracy"],
             }
             history = [*history, row]
-            log(", ".join(f"{name} {value:.4g}" for name, value in row.items()))
-            vis.plot_many({f"epoch/{name}": value for name, value in row.items()}, x=epoch + 1)
-            vis.flush()
-            for line in train_loader.new_failures() + val_loader.new_failures():
-                log(line)
-
-            # step 7: save
-            if row["val_accuracy"] == max(past["val_accuracy"] for past in history):
-                keeper.save(run / "best.pth")
             with disk(run / "metrics.csv"):
                 runs.write_csv(run / "metrics.csv", history)
+            log(", ".join(f"{name} {value:.4g}" for name, value in row.items()))
+            for line in train_loader.new_failures() + val_loader.new_failures():
+                log(line)
+            shown = ("train_accuracy", "val_loss", "val_accuracy")
+            vis.plot_many({name: row[name] for name in shown}, x=epoch + 1)
+            vis.flush()
+
+            # step 7: save
+            files = [run / "last.pth"]
+            if row["val_accuracy"] == max(past["val_accuracy"] for past in history):
+                files.insert(0, run / "best.pth")
             train_loss.reset()
             confusion.reset()
             first_step = 0
-            keeper.reached(save=True, epoch=epoch + 1, step=0, history=history)
+            keeper.reached(*files, epoch=epoch + 1, step=0, history=history)
 
     # step 8: what the best weights do, in words and pictures
     if (run / "best.pth").exists():
@@ -224,7 +226,9 @@ def open_checkpoint(options: dict, mode: str) -> tuple:
     opt = DefaultConfig(**options)
     path = opt.load_model_path or runs.newest_run(opt.checkpoint_root)
     if not path:
-        raise FileNotFoundError(f"{opt.checkpoint_root} has no run; give --load-model-path=PATH")
+        raise FileNotFoundError(
+            f"there is no run in {opt.checkpoint_root} yet; train, or give --load-model-path=PATH"
+        )
     path = checkpoint.locate(path)
     contents = checkpoint.read(path)
     saved = contents.get("options", {})  # a bare state dict has none

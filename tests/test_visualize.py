@@ -188,10 +188,10 @@ def test_a_training_shows_its_curves(pages, port, env, pictures, tmp_path, caplo
     run = train(pictures, tmp_path, port, env=env)
     assert not caplog.records and not capfd.readouterr().err  # visdom's own chatter is not ours
     xs, ys = pages.curve(env, "loss")
-    assert xs == [0, 1, 2, 3]
+    assert xs == [1, 2, 3, 4]
     points = events_of(run).Scalars("loss")
     assert ys == pytest.approx([point.value for point in points])
-    assert pages.curve(env, "val_accuracy")[0] == [0, 1]
+    assert pages.curve(env, "val_accuracy")[0] == [1, 2]
 
 
 def train(pictures: Path, root: Path, port: int, env: str = "default") -> Path:

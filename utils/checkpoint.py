@@ -167,11 +167,12 @@ class Keeper:
         self.reached(**place)
         return tuple(place.values())
 
-    def reached(self, save: bool = False, **place: Any) -> None:
-        """Note the place; raise what `stop.check` raises, after saving."""
+    def reached(self, *files: Path, **place: Any) -> None:
+        """Note the place, save it to `files` or when it is due, and raise Stopped if asked to."""
         self.place, self.touched = place, self._touches()
-        if save or self.stop.received or time.monotonic() - self.saved_at > self.seconds:
-            self.save(self.path)
+        due = self.stop.received or time.monotonic() - self.saved_at > self.seconds
+        for path in files or [self.path] * due:
+            self.save(path)
         self.stop.check()
 
     def save(self, path: Path) -> None:
