@@ -17,7 +17,8 @@ demo: $(STAMP) data/demo  ## draw a small data set, train, validate, write resul
 	$(RUN) main.py train --image-size=64
 	$(RUN) main.py val
 	$(RUN) main.py test
-	@echo "Look at report.html in $$(ls -td checkpoints/*/ | head -n 1) and at result.csv."
+	@echo "The pictures are in data/demo, the answers in result.csv; now open" \
+		"$$(ls -td checkpoints/*/ | head -n 1)report.html"
 
 data/demo: | $(STAMP)
 	$(RUN) main.py prepare --source=demo

@@ -27,14 +27,14 @@ def trials(pictures, tmp_path_factory) -> Trials:
     )
 
 
-@pytest.mark.parametrize("number", range(3))  # python -m tests.crash has any number of them
+@pytest.mark.parametrize("number", range(2))  # python -m tests.crash has any number of them
 def test_a_killed_run_comes_to_the_same_bits(trials, number):
     assert trials.trial(number, signal.SIGKILL) == []
 
 
 @pytest.mark.parametrize(
     ("name", "group"),
-    [("SIGTERM", True), ("SIGINT", True), ("SIGHUP", False), ("SIGUSR1", False)],
+    [("SIGTERM", True), ("SIGINT", False)],
 )
 def test_a_signal_ends_a_run_cleanly_and_loses_nothing(trials, name, group):
     number = getattr(signal, name)

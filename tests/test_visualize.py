@@ -259,7 +259,8 @@ def test_a_native_call_to_a_server_that_died_does_not_raise(capfd):
 
 
 @pytest.mark.parametrize("answers", [0, 1, 2], ids=["never", "once", "twice"])
-def test_a_server_that_stops_answering_does_not_stop_a_run(answers, capfd):
+def test_a_server_that_stops_answering_does_not_stop_a_run(answers, capfd, monkeypatch):
+    monkeypatch.setattr("utils.visualize.SECONDS_TO_FINISH", 1.0)
     with socket.create_server(("127.0.0.1", 0), backlog=100) as listener:
         threading.Thread(target=serve, args=(listener, answers), daemon=True).start()
         begin = time.monotonic()

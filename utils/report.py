@@ -83,15 +83,19 @@ def curves(history: list[dict[str, float]]) -> str:
 
 
 def calibration(bins: list[tuple[int, float, float]]) -> str:
-    """Draw how often answers of each confidence are right; on the diagonal they mean it."""
+    """Draw how often answers of each confidence are right; on the diagonal they mean it.
+
+    The area of a point goes with its pictures.
+    """
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(4.5, 3.5), layout="constrained")
     axes = figure.subplots()
-    _, confidence, accuracy = zip(*bins, strict=True)
+    counts, confidence, accuracy = zip(*bins, strict=True)
+    areas = [20 + 300 * count / sum(counts) for count in counts]
     axes.plot([0, 1], [0, 1], color="grey", linewidth=1)
-    axes.plot(confidence, accuracy, marker="o")
-    axes.set(xlabel="confidence", ylabel="accuracy", xlim=(0, 1.01), ylim=(0, 1.01))
+    axes.scatter(confidence, accuracy, areas)
+    axes.set(xlabel="confidence", ylabel="accuracy", xlim=(0, 1.05), ylim=(-0.05, 1.05))
     axes.grid(alpha=0.3)
     return data_url(figure.savefig, "png")
 
