@@ -24,7 +24,7 @@ data/demo: | $(STAMP)
 	$(RUN) main.py prepare --source=demo
 
 test: $(STAMP)  ## run the tests
-	$(RUN) -m pytest
+	$(RUN) -m pytest -n auto --dist loadfile
 
 lint: $(STAMP)  ## check style and format
 	$(RUN) -m ruff check .

@@ -150,22 +150,24 @@ def train(**options) -> Path:
             first_step = 0
             keeper.reached(*files, epoch=epoch + 1, step=0, history=history)
 
-    # step 8: what the best weights do, in words and pictures
-    if (run / "best.pth").exists():
-        model.load(run / "best.pth")
-    logits, labels = engine.evaluate(model, val_loader.epoch(title="best"), amp)
-    summary = metrics.summarize(logits, labels)
-    with disk(run / "report.html"):
-        write_report(
-            run / "report.html",
-            title=f"{opt.model} on {opt.dataset}",
-            options=opt.shaping(),
-            history=history,
-            summary=summary,
-            mistakes=metrics.worst_mistakes(logits, labels),
-            samples=Subset(val_data, val_loader.readable()),
-            classes=val_data.classes,
-        )
+        # step 8: what the best weights do, in words and pictures
+        if (run / "best.pth").exists():
+            model.load(run / "best.pth")
+        logits, labels = engine.evaluate(model, stop.watch(val_loader.epoch(title="best")), amp)
+        summary = metrics.summarize(logits, labels)
+        with disk(run / "report.html"):
+            write_report(
+                run / "report.html",
+                title=f"{opt.model} on {opt.dataset}",
+                options=opt.shaping(),
+                history=history,
+                summary=summary,
+                mistakes=metrics.worst_mistakes(logits, labels),
+                samples=Subset(val_data, val_loader.readable()),
+                classes=val_data.classes,
+            )
+        stop.check()
+
     vis.close()
     log("the best epoch on val:\n" + metrics.as_text(summary, val_data.classes))
     log(f"weights   {run / 'best.pth'}\nreport    {run / 'report.html'}")

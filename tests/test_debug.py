@@ -298,3 +298,14 @@ def test_a_file_that_cannot_be_removed_does_not_stop_the_run(tmp_path, monkeypat
     monkeypatch.setattr(Path, "unlink", unlink)
     debug.pause_if_asked(str(path))
     assert capsys.readouterr().out == ""
+
+
+def test_an_error_opens_the_debugger_where_the_model_is(pictures, tmp_path):
+    words = words_for(pictures, tmp_path, tmp_path / "touch", lr=1e30, warmup=0, clip_norm=None)
+    with Terminal(["train", *words, "--debug-on-error"], tmp_path) as terminal:
+        terminal.prompt()
+        assert "SqueezeNet" in terminal.answer("p type(model).__name__")
+        terminal.type("q")
+        assert terminal.end() == 1
+        assert "the logits are not finite" in terminal.seen
+        assert "Traceback" not in terminal.seen

@@ -2,6 +2,7 @@
 
 import atexit
 import multiprocessing.util  # registers its own end of workers first, so that ours runs before it
+import os
 import signal
 import threading
 from collections.abc import Iterable, Iterator
@@ -53,7 +54,9 @@ class Stop:
 
 
 def exit_at_once(number: int, _: Any = None) -> None:
-    raise SystemExit(128 + number)
+    """End here and now: an exception might be taken for a failure by what is being imported."""
+    end_workers()
+    os._exit(128 + number)
 
 
 def die_quietly() -> None:
