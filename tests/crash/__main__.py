@@ -83,6 +83,8 @@ def run(
             code = 1
         end_workers()  # os._exit does not
         os._exit(code)
+    with suppress(OSError):  # both processes do it, so that it is done before either goes on
+        os.setpgid(pid, pid)
     status = None
     while status is None:
         done, found = os.waitpid(pid, os.WNOHANG)
