@@ -96,7 +96,7 @@ def train(**options) -> Path:
     if saved:
         log(f"goes on at epoch {first_epoch + 1}, step {first_step + 1}")
 
-    with runs.locked(run), stop, keeper:
+    with runs.locked(run), train_loader, val_loader, stop, keeper:
         for epoch in range(first_epoch, opt.max_epoch):
             # step 5: train
             model.train()
@@ -178,7 +178,8 @@ def train(**options) -> Path:
 def val(**options) -> dict:
     """Measure a checkpoint on the val split; return the numbers."""
     opt, model, dataset, loader, amp = open_checkpoint(options, "val")
-    logits, labels = engine.evaluate(model, loader.epoch(title="val"), amp, opt.debug_file)
+    with loader:
+        logits, labels = engine.evaluate(model, loader.epoch(title="val"), amp, opt.debug_file)
     summary = metrics.summarize(logits, labels)
     print(*loader.new_failures(), metrics.as_text(summary, dataset.classes), sep="\n")
     return summary
@@ -188,7 +189,8 @@ def test(**options) -> Path:
     """Write `id,label` for a folder of unlabelled pictures, label = P(dog); return the file."""
     opt, model, dataset, loader, amp = open_checkpoint(options, "test")
     Path(opt.result_file).parent.mkdir(parents=True, exist_ok=True)  # now, not after the work
-    logits, ids = engine.evaluate(model, loader.epoch(title="test"), amp, opt.debug_file)
+    with loader:
+        logits, ids = engine.evaluate(model, loader.epoch(title="test"), amp, opt.debug_file)
     found = dict(zip(ids.tolist(), logits.softmax(dim=1)[:, -1].tolist(), strict=True))
     unknown = 1 / dataset.num_classes  # for a picture that could not be read
     rows = [{"id": i, "label": found.get(i, unknown)} for i in dataset.labels.tolist()]

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -70,6 +71,16 @@ class Loader:
                 images, labels = (part.to(self.device, non_blocking=True) for part in batch)
                 images = self.normalize(images).contiguous(memory_format=torch.channels_last)
                 yield step, images, labels  # channels_last: the layout convolutions are fastest in
+
+    def __enter__(self) -> "Loader":
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        """End the processes, which a debugger that holds on to a frame would keep for ever."""
+        iterator = getattr(self.batches, "_iterator", None)
+        if hasattr(iterator, "_shutdown_workers"):
+            iterator._shutdown_workers()
+            self.batches._iterator = None  # a later epoch starts new ones
 
     def readable(self) -> list[int]:
         """List the samples that could be read in the epoch before, in the order of val and test."""
