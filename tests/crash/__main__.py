@@ -27,7 +27,7 @@ import torch
 import main  # loads all packages, which the forked processes then have
 from data.prepare import prepare_demo
 from utils import checkpoint
-from utils.signals import SIGNALS, end_workers
+from utils.signals import SIGNALS, die_quietly, end_workers
 
 OPTIONS = ("--image-size=64", "--batch-size=8", "--max-epoch=2", "--visdom-port=1")
 STATE = (
@@ -65,10 +65,12 @@ def run(
     root: Path, *options: str, number: int = 0, after: float = 1e9, group: bool = False
 ) -> Outcome:
     """Run `train` in a forked process; send it, or its group, a signal after some seconds."""
-    started = time.monotonic()
+    ready, tell = os.pipe()
     pid = os.fork()
     if pid == 0:
         os.setpgrp()
+        die_quietly()  # as main.py does first of all; the clock starts here
+        os.write(tell, b"!")
         sys.argv = ["main.py", "train", f"--checkpoint-root={root}", *OPTIONS, *options]
         with open(root.parent / "output.txt", "a") as output:
             os.dup2(output.fileno(), 1)
@@ -83,8 +85,10 @@ def run(
             code = 1
         end_workers()  # os._exit does not
         os._exit(code)
-    with suppress(OSError):  # both processes do it, so that it is done before either goes on
-        os.setpgid(pid, pid)
+    os.read(ready, 1)
+    os.close(ready)
+    os.close(tell)
+    started = time.monotonic()
     status = None
     while status is None:
         done, found = os.waitpid(pid, os.WNOHANG)
@@ -153,8 +157,7 @@ class Trials:
         )
         faults = []
         expected = -9 if signal_number == signal.SIGKILL else 128 + signal_number
-        at_birth = after < 0.1 and first.code == -signal_number  # before main.py's first line
-        if first.code not in (0, expected) and not at_birth:
+        if first.code not in (0, expected):
             faults.append(f"exit code {first.code} after {after:.2f} s, not {expected}")
         if signal_number != signal.SIGKILL and first.has_orphans():
             faults.append("orphans")
