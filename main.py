@@ -52,6 +52,7 @@ def train(**options) -> Path:
     """Train a model, validating after each epoch; return the run's folder."""
     # step 1: options and a folder, of a new run or of one to go on with
     opt, run, saved = open_run(options)
+    lock = runs.lock(run)
     log, vis = runs.Log(run / "log.txt"), Visualizer(opt.env, run, opt.visdom_port)
     disk = runs.Disk(warn=log)
 
@@ -96,7 +97,7 @@ def train(**options) -> Path:
     if saved:
         log(f"goes on at epoch {first_epoch + 1}, step {first_step + 1}")
 
-    with runs.locked(run), train_loader, val_loader, stop, keeper:
+    with lock, train_loader, val_loader, stop, keeper:
         for epoch in range(first_epoch, opt.max_epoch):
             # step 5: train
             model.train()
@@ -151,6 +152,7 @@ def train(**options) -> Path:
             keeper.reached(*files, epoch=epoch + 1, step=0, history=history)
 
         # step 8: what the best weights do, in words and pictures
+        keeper.wait()
         if (run / "best.pth").exists():
             model.load(run / "best.pth")
         logits, labels = engine.evaluate(model, stop.watch(val_loader.epoch(title="best")), amp)

@@ -42,26 +42,32 @@ def test_a_signal_ends_a_run_cleanly_and_loses_nothing(trials, name, group):
 
 
 @pytest.fixture(scope="module")
-def sealed(tmp_path_factory) -> Path:
-    """Write a checkpoint twice, so that there is one before it."""
-    path = tmp_path_factory.mktemp("sealed") / "last.pth"
-    for epoch in (1, 2):
-        checkpoint.write(path, {"epoch": epoch, "w": torch.arange(3000.0)}, keep_previous=True)
-    return path
+def sealed(pictures, tmp_path_factory) -> Path:
+    """Train for two epochs, so that last.pth has one before it."""
+    root = tmp_path_factory.mktemp("sealed")
+    data = pictures / "train"
+    run = main.train(train_data_root=data, checkpoint_root=root, max_epoch=2, **SMALL)
+    return run / "last.pth"
 
 
 def test_any_flipped_bit_is_noticed_and_the_one_before_used(sealed, capsys):
-    whole, chance = sealed.read_bytes(), random.Random(0)
+    size, chance = sealed.stat().st_size, random.Random(0)
     for _ in range(400):
-        damaged = bytearray(whole)
-        damaged[chance.randrange(len(whole))] ^= 1 << chance.randrange(8)
-        sealed.write_bytes(damaged)
-        with pytest.raises(checkpoint.CheckpointError, match="damaged"):
-            checkpoint.read(sealed, sealed=True)
+        place, bit = chance.randrange(size), 1 << chance.randrange(8)
+        flip(sealed, place, bit)
         assert checkpoint.read_newest(sealed)["epoch"] == 1
-        assert "last.previous.pth" in capsys.readouterr().out
-    sealed.write_bytes(whole)
+        assert "damaged" in (line := capsys.readouterr().out)
+        assert "last.previous.pth" in line
+        flip(sealed, place, bit)
     assert checkpoint.read_newest(sealed)["epoch"] == 2
+
+
+def flip(path: Path, place: int, bit: int) -> None:
+    with open(path, "r+b") as file:
+        file.seek(place)
+        byte = file.read(1)[0]
+        file.seek(place)
+        file.write(bytes([byte ^ bit]))
 
 
 def test_any_cut_off_file_is_noticed_and_the_one_before_used(sealed):
@@ -241,6 +247,28 @@ def test_nothing_to_resume_starts_a_new_run(pictures, tmp_path, capsys):
     )
     assert (run / "best.pth").exists()
     assert "has no run to resume" in capsys.readouterr().out
+
+
+def test_what_a_killed_run_left_half_written_is_gone_after_the_next_start(straight):
+    (straight / ".best.pth.tmp").write_bytes(b"half")
+    main.train(resume=str(straight))
+    assert list(straight.glob(".*.tmp")) == []
+
+
+def test_a_second_ctrl_c_ends_at_once():
+    code = """
+import os, signal
+from utils.signals import Stop
+with Stop():
+    for number in (1, 2):
+        os.kill(os.getpid(), signal.SIGINT)
+        print("after", number, flush=True)
+"""
+    project = Path(main.__file__).parent
+    result = subprocess.run(
+        [sys.executable, "-c", code], cwd=project, capture_output=True, text=True
+    )
+    assert (result.returncode, result.stdout) == (130, "after 1\n")
 
 
 def test_two_processes_do_not_share_a_run(straight):

@@ -471,10 +471,28 @@ def bad_checkpoint(kind: str, folder: Path, marker: Path) -> Path:
             file.writestr("archive/data.pkl", pickle.dumps({"model": Bomb(marker)}, protocol=2))
             file.writestr("archive/version", "3\n")
             file.writestr("archive/byteorder", "little")
+    elif kind == "entries":
+        with zipfile.ZipFile(path, "w") as file:
+            for number in range(10_000):
+                file.writestr(f"archive/data/{number}", "x")
+    elif kind == "compressed":  # a gigabyte of zeros in a megabyte
+        with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as file:
+            file.writestr("archive/data/0", bytes(1 << 30))
+    elif kind == "promise":  # a tensor of 256 GB in a file of 13 kB
+        torch.save({"w": torch.arange(3000)}, path)
+        with zipfile.ZipFile(path) as file:
+            parts = {name: file.read(name) for name in file.namelist()}
+        with zipfile.ZipFile(path, "w") as file:
+            for name, part in parts.items():
+                huge = b"\x8a\x05\x00\x00\x00\x00\x10"
+                file.writestr(name, part.replace(b"M\xb8\x0b", huge) if ".pkl" in name else part)
     return path
 
 
-KINDS = "page empty folder noise cut list classes other-classes architecture pickle archive"
+KINDS = """
+    page empty folder noise cut list classes other-classes architecture pickle archive entries
+    compressed promise
+"""
 
 
 @pytest.mark.parametrize("kind", KINDS.split())
@@ -490,6 +508,7 @@ def test_a_wrong_checkpoint_is_one_line_that_names_it(kind, pictures, tmp_path, 
     assert done.code == 1 and not done.warnings
     assert len(done.err.splitlines()) == 1 and str(path) in done.err and len(done.err) < 600
     assert not marker.exists() and not (tmp_path / "r.csv").exists()
+    assert kind != "compressed" or "it is compressed" in done.err  # noticed before it was unpacked
 
 
 @pytest.mark.parametrize("kind", ["pickle", "archive"])

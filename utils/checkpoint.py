@@ -4,6 +4,7 @@ A file is what torch.save writes, so that torch.load reads it anywhere, with a S
 in the archive's comment. The one before is kept beside it.
 """
 
+import copy
 import hashlib
 import io
 import os
@@ -11,11 +12,14 @@ import pickle
 import struct
 import time
 import warnings
+import zipfile
 from collections.abc import Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 from tqdm import tqdm
 
 MARK = b"sha256:"
@@ -37,7 +41,7 @@ def write(path: str | Path, contents: Mapping[str, Any], keep_previous: bool = F
     temporary = path.with_name(f".{path.name}.tmp")
     try:
         with open(temporary, "wb") as file:
-            file.write(seal(contents))
+            file.write(seal(contents).getbuffer())
             file.flush()
             os.fsync(file.fileno())
         if keep_previous and path.exists():
@@ -55,12 +59,14 @@ def previous(path: Path) -> Path:
     return path.with_suffix(f".previous{path.suffix}")
 
 
-def seal(contents: Mapping[str, Any]) -> bytes:
+def seal(contents: Mapping[str, Any]) -> io.BytesIO:
     """Serialize, with the digest as the comment that ends a zip archive."""
     file = io.BytesIO()
     torch.save(dict(contents), file)
-    archive = file.getvalue()[:-2] + struct.pack("<H", SEAL_SIZE)  # the comment's length
-    return archive + MARK + hashlib.sha256(archive).hexdigest().encode()
+    file.seek(-2, os.SEEK_END)
+    file.write(struct.pack("<H", SEAL_SIZE))  # the comment's length
+    file.write(MARK + hashlib.sha256(file.getbuffer()).hexdigest().encode())
+    return file
 
 
 def sync_folder(folder: Path) -> None:
@@ -81,6 +87,7 @@ def read(path: str | Path, sealed: bool = False) -> dict[str, Any]:
     path = Path(path)
     try:
         check_seal(path, sealed)
+        check_archive(path)
         with warnings.catch_warnings(action="ignore"):  # torch wonders aloud at an odd file
             contents = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
@@ -112,6 +119,14 @@ def check_seal(path: Path, sealed: bool) -> None:
         raise ValueError("it is damaged, its contents do not match its SHA-256")
 
 
+def check_archive(path: Path) -> None:
+    """ValueError for a zip archive that would unpack to more than it takes on the disk."""
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            if any(entry.compress_type for entry in archive.infolist()):
+                raise ValueError("it is compressed, as torch.save never does it")
+
+
 def read_newest(path: Path) -> dict[str, Any]:
     """Read a checkpoint of a run, or the one before where the newest is damaged or missing."""
     try:
@@ -138,9 +153,10 @@ def locate(path: str | Path) -> Path:
 class Keeper:
     """Keeps a run's last.pth: `with Keeper(...) as keeper:` around the loops.
 
-    `reached` tells it where the run is; there it saves, every `minutes` and when the run is to
-    stop. An exception on the way saves as well, unless the weights have been touched since: from
-    the middle of a step there is no going on. A disk that refuses costs a warning, not the run.
+    `reached` tells it where the run is; there it saves every `minutes`, and on the way out when a
+    signal or another exception ends the run, unless the weights have been touched since: from the
+    middle of a step there is no going on. The loop waits for a copy in memory, a thread for the
+    disk; a disk that refuses costs a warning, not the run.
     """
 
     def __init__(
@@ -156,6 +172,8 @@ class Keeper:
         self.stop, self.disk = stop, disk
         self.place: dict[str, Any] = {}
         self.saved_at = time.monotonic()
+        self.thread = ThreadPoolExecutor(max_workers=1)
+        self.writing: Future = self.thread.submit(int)
 
     def restore(self, saved: Mapping[str, Any]) -> tuple[int, int, list]:
         """Put the live objects where `saved` has them: epoch, step and history to go on with."""
@@ -170,20 +188,28 @@ class Keeper:
     def reached(self, *files: Path, **place: Any) -> None:
         """Note the place, save it to `files` or when it is due, and raise Stopped if asked to."""
         self.place, self.touched = place, self._touches()
-        due = self.stop.received or time.monotonic() - self.saved_at > self.seconds
-        for path in files or [self.path] * due:
-            self.save(path)
+        if files or time.monotonic() - self.saved_at > self.seconds:
+            self.save(*files or [self.path])
         self.stop.check()
 
-    def save(self, path: Path) -> None:
-        """Write the live objects, by their `state_dict` where they have one, and the place."""
+    def save(self, *paths: Path) -> None:
+        """Copy the live objects, by their `state_dict` where they have one, and the place."""
         contents = {
-            name: item.state_dict() if hasattr(item, "state_dict") else item
+            name: copied(item.state_dict() if hasattr(item, "state_dict") else item)
             for name, item in {**self.live, **self.facts, **self.place}.items()
         }
-        with self.disk(path):
-            write(path, contents, keep_previous=path == self.path)
+        self.wait()
+        self.writing = self.thread.submit(self._write, contents, paths)
         self.saved_at = time.monotonic()
+
+    def wait(self) -> None:
+        """Until what is saved is on the disk."""
+        self.writing.result()
+
+    def _write(self, contents: Mapping[str, Any], paths: tuple[Path, ...]) -> None:
+        for path in paths:
+            with self.disk(path):
+                write(path, contents, keep_previous=path == self.path)
 
     def _touches(self) -> int:
         """Count the writes to all parameters and buffers so far."""
@@ -196,3 +222,16 @@ class Keeper:
     def __exit__(self, kind: type[BaseException] | None, *_: Any) -> None:
         if kind and self.place and self.touched == self._touches():
             self.save(self.path)
+        self.wait()
+        self.thread.shutdown()
+
+
+def copied(item: Any) -> Any:
+    """Copy to the CPU what a state dict is made of: tensors, alone or in dicts and lists."""
+    if isinstance(item, Tensor):
+        return item.detach().to("cpu", copy=True)
+    if isinstance(item, dict):
+        same = copy.copy(item)  # with the layers' versions, which a state dict has as attribute
+        same.update((name, copied(value)) for name, value in item.items())
+        return same
+    return [copied(value) for value in item] if isinstance(item, list) else item

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from tqdm import tqdm
 
@@ -110,19 +110,19 @@ class Disk:
             raise OSError(f"the run is complete but not all on the disk: {words}")
 
 
-@contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Make a run's folder this process's own; OSError if another run has it.
-
-    The system takes the lock back however the process ends. Windows has no such lock.
+def lock(folder: Path) -> TextIO:
+    """Make a run's folder this process's own until the file returned is closed, however that
+    happens; clean what a killed run left half written. OSError if another run has the folder.
     """
-    with open(folder / ".lock", "a") as file:
-        try:
-            if fcntl:  # a record lock, since workers do not inherit those
-                fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise OSError(f"{folder} belongs to a run that is going on now") from None
-        yield
+    file = open(folder / ".lock", "a")  # noqa: SIM115
+    try:
+        if fcntl:  # Windows has no such lock; here a record lock, since workers do not inherit it
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        raise OSError(f"{folder} belongs to a run that is going on now") from None
+    for stale in folder.glob(".*.tmp"):
+        stale.unlink()
+    return file
 
 
 class Log:

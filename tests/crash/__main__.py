@@ -13,6 +13,7 @@ import random
 import runpy
 import shutil
 import signal
+import statistics
 import sys
 import tempfile
 import time
@@ -139,6 +140,7 @@ class Trials:
         undisturbed = run(folder / "undisturbed", self.data, self.save, "--num-workers=2")
         self.seconds = undisturbed.seconds
         self.reference = finished_run(folder / "undisturbed")
+        self.latencies: list[float] = []  # seconds from a signal to the exit
 
     def trial(self, number: int, signal_number: int, group: bool = False) -> list[str]:
         """Disturb one run, resume it to its end, and list what is wrong."""
@@ -159,6 +161,8 @@ class Trials:
         expected = -9 if signal_number == signal.SIGKILL else 128 + signal_number
         if first.code not in (0, expected):
             faults.append(f"exit code {first.code} after {after:.2f} s, not {expected}")
+        if signal_number != signal.SIGKILL and first.code:
+            self.latencies.append(first.seconds - after)
         if signal_number != signal.SIGKILL and first.has_orphans():
             faults.append("orphans")
         given = () if finds_run(root) else (self.data,)
@@ -199,6 +203,9 @@ def run_trials() -> int:
             if faults:
                 print(f"{name} {index}: {'; '.join(faults)}", flush=True)
         print(f"{len(jobs) - failed} passed, {failed} failed")
+        if trials.latencies:
+            middle, longest = statistics.median(trials.latencies), max(trials.latencies)
+            print(f"from signal to exit: median {middle:.2f} s, longest {longest:.2f} s")
     return failed
 
 
