@@ -7,7 +7,7 @@ UV = $(shell uv --version >/dev/null 2>&1 && echo uv || echo .venv/bin/uv)
 # Tests start many commands; without bytecode each of them would compile torch again.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help demo test lint lock clean
+.PHONY: help demo test bench lint lock clean
 
 help:  ## this list
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' Makefile
@@ -25,6 +25,9 @@ data/demo: | $(STAMP)
 
 test: $(STAMP)  ## run the tests
 	$(RUN) -m pytest -n auto --dist loadfile
+
+bench: $(STAMP) | data/demo  ## measure the speed; DATA=path/to/train and MODEL=ResNet34 change the case
+	$(RUN) -m tests.benchmarks --data $(or $(DATA),data/demo/train) --model $(or $(MODEL),SqueezeNet)
 
 lint: $(STAMP)  ## check style and format
 	$(RUN) -m ruff check .

@@ -28,8 +28,8 @@ COMMANDS = {
 
 # Options that leave a run's result alone: --resume may change them without being asked twice.
 FREE = """
-    resume allow_changes save_minutes num_workers train_data_root test_data_root env visdom_port
-    print_freq debug_file traceback debug_on_error checkpoint_root result_file
+    resume allow_changes save_minutes num_workers cache cache_root train_data_root test_data_root
+    env visdom_port print_freq debug_file traceback debug_on_error checkpoint_root result_file
 """
 
 
@@ -45,6 +45,8 @@ class DefaultConfig(Options):
     image_size: ImageSize = 128  # pixels a side; smaller is faster, larger sees finer detail
     crop_scale: Fraction = 0.35  # smallest share of a picture that a training crop shows
     num_workers: WholeNumber | None = None  # loader processes; None: one a core, at most 8
+    cache: Literal["none", "ram", "disk"] = "none"  # where decoded pictures are kept
+    cache_root: str = "data/cache"  # folder for --cache=disk; delete it at will
 
     # Model
     model: str = "SqueezeNet"  # a class of models/
@@ -65,6 +67,7 @@ class DefaultConfig(Options):
     label_smoothing: Fraction = 0.0  # share of each label spread over all classes
     focal_gamma: NotNegative = 0.0  # focal loss: 2 looks at the hard pictures; 0 is cross-entropy
     balanced: bool = False  # weigh classes by 1 / their count, so that rare ones count as much
+    mirror: bool = True  # measure on each picture and its mirror image: surer, half as fast
     seed: WholeNumber = 0  # same seed, same run, bit for bit
 
     # Going on

@@ -35,7 +35,7 @@ from utils.seed import seed_everything
 from utils.visualize import Visualizer
 
 # What a checkpoint says of itself, so that val and test need nothing else.
-FROM_CHECKPOINT = ("model", "dataset", "image_size", "train_data_root")
+FROM_CHECKPOINT = ("model", "dataset", "image_size", "mirror", "train_data_root")
 
 
 def prepare(**options) -> Path:
@@ -122,7 +122,7 @@ def train(**options) -> Path:
 
             # step 6: validate
             batches = stop.watch(val_loader.epoch(title="val"))
-            logits, labels = engine.evaluate(model, batches, amp, opt.debug_file)
+            logits, labels = engine.evaluate(model, batches, amp, opt.mirror, opt.debug_file)
             summary = metrics.summarize(logits, labels)
             row = {
                 "epoch": epoch + 1,
@@ -155,7 +155,8 @@ def train(**options) -> Path:
         keeper.wait()
         if (run / "best.pth").exists():
             model.load(run / "best.pth")
-        logits, labels = engine.evaluate(model, stop.watch(val_loader.epoch(title="best")), amp)
+        batches = stop.watch(val_loader.epoch(title="best"))
+        logits, labels = engine.evaluate(model, batches, amp, opt.mirror)
         summary = metrics.summarize(logits, labels)
         with disk(run / "report.html"):
             write_report(
@@ -181,7 +182,8 @@ def val(**options) -> dict:
     """Measure a checkpoint on the val split; return the numbers."""
     opt, model, dataset, loader, amp = open_checkpoint(options, "val")
     with loader:
-        logits, labels = engine.evaluate(model, loader.epoch(title="val"), amp, opt.debug_file)
+        batches = loader.epoch(title="val")
+        logits, labels = engine.evaluate(model, batches, amp, opt.mirror, opt.debug_file)
     summary = metrics.summarize(logits, labels)
     print(*loader.new_failures(), metrics.as_text(summary, dataset.classes), sep="\n")
     return summary
@@ -192,7 +194,8 @@ def test(**options) -> Path:
     opt, model, dataset, loader, amp = open_checkpoint(options, "test")
     Path(opt.result_file).parent.mkdir(parents=True, exist_ok=True)  # now, not after the work
     with loader:
-        logits, ids = engine.evaluate(model, loader.epoch(title="test"), amp, opt.debug_file)
+        batches = loader.epoch(title="test")
+        logits, ids = engine.evaluate(model, batches, amp, opt.mirror, opt.debug_file)
     found = dict(zip(ids.tolist(), logits.softmax(dim=1)[:, -1].tolist(), strict=True))
     unknown = 1 / dataset.num_classes  # for a picture that could not be read
     rows = [{"id": i, "label": found.get(i, unknown)} for i in dataset.labels.tolist()]
@@ -259,6 +262,8 @@ def build_data(
     dataset = getattr(data, opt.dataset)(
         root, mode=mode, image_size=opt.image_size, crop_scale=opt.crop_scale
     )
+    if opt.cache != "none":
+        dataset.keep(opt.cache, opt.cache_root)
     log(dataset.describe())
     source = opt.load_model_path if mode != "train" else "the run"
     if saved and saved.get("classes", list(dataset.classes)) != list(dataset.classes):

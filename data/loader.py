@@ -13,7 +13,7 @@ from utils import signals
 from utils.seed import seed_of, seeded
 
 from .sampler import EpochSampler
-from .transforms import normalize
+from .transforms import Normalize
 
 
 class Loader:
@@ -38,7 +38,7 @@ class Loader:
         self.device = torch.device(device)
         self.guarded = Guarded(dataset, seed)
         self.sampler = EpochSampler(len(dataset), seed, shuffle)
-        self.normalize = normalize(dataset.mean, dataset.std)
+        self.normalize = Normalize(dataset.mean, dataset.std, self.device)
         self.reported: set[int] = set()
         self.batches = DataLoader(
             self.guarded,
@@ -47,7 +47,7 @@ class Loader:
             num_workers=num_workers,
             persistent_workers=num_workers > 0,
             collate_fn=collate,
-            worker_init_fn=signals.ignore,
+            worker_init_fn=start_worker,
             pin_memory=self.device.type == "cuda",
             generator=torch.Generator().manual_seed(seed_of(seed, "workers")),
         )
@@ -69,8 +69,7 @@ class Loader:
         for step, batch in enumerate(bar, start=first_step):
             if batch is not None:
                 images, labels = (part.to(self.device, non_blocking=True) for part in batch)
-                images = self.normalize(images).contiguous(memory_format=torch.channels_last)
-                yield step, images, labels  # channels_last: the layout convolutions are fastest in
+                yield step, self.normalize(images), labels
 
     def __enter__(self) -> "Loader":
         return self
@@ -91,6 +90,13 @@ class Loader:
         new = set(self.guarded.unreadable.nonzero().flatten().tolist()) - self.reported
         self.reported |= new
         return [self.guarded.failure(index) for index in sorted(new)]
+
+
+def start_worker(number: int) -> None:
+    """Leave signals and the right of way to the main process: it computes on the same cores."""
+    signals.ignore()
+    if hasattr(os, "nice"):
+        os.nice(10)
 
 
 def cores() -> int:
@@ -126,6 +132,9 @@ class Guarded(Dataset):
 
 
 def collate(samples: list[tuple[Tensor, int] | None]) -> tuple[Tensor, Tensor] | None:
-    """Stack the samples that could be read; None if there is not one."""
+    """Stack the samples that could be read, channels last; None if there is not one."""
     readable = [sample for sample in samples if sample is not None]
-    return default_collate(readable) if readable else None
+    if not readable:
+        return None
+    images, labels = default_collate(readable)
+    return images.contiguous(memory_format=torch.channels_last), labels

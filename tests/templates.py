@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from torch.utils.data import Dataset
 
 from data import Loader
-from data.transforms import normalize
+from data.transforms import Normalize
 from utils import engine
 
 CPU = torch.device("cpu")
@@ -159,7 +159,7 @@ class DataTestsMixin:
             with self.subTest(mode=mode):
                 dataset = self.make_dataset(mode)
                 raw = torch.stack([dataset[index][0] for index in range(len(dataset))])
-                images = normalize(dataset.mean, dataset.std)(raw)
+                images = Normalize(dataset.mean, dataset.std, raw.device)(raw)
                 assert images.dtype == torch.float32
                 assert images.min() < 0 < images.max()
                 assert images.abs().max() < 10 and images.mean().abs() < 1.5

@@ -6,6 +6,7 @@ import io
 import os
 import random
 import re
+import shutil
 import struct
 import unittest
 import zlib
@@ -386,6 +387,7 @@ def test_a_broken_file_is_refused_in_one_line_that_names_it(kind, tmp_path):
 def test_a_bomb_costs_no_memory(tmp_path, monkeypatch):
     (tmp_path / "bomb.png").write_bytes(bomb())
     assert (tmp_path / "bomb.png").stat().st_size < 10**6
+    Image.init()  # its plugins load a picture of their own
     monkeypatch.setattr(Image.Image, "load", lambda self: pytest.fail("it was decoded"))
     for limit in (10**9, None):  # Pillow's own alarm must not be what saves us
         monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", limit)
@@ -505,6 +507,77 @@ def test_order_and_augmentation_are_a_function_of_seed_epoch_and_picture(picture
         for one, other in zip((first, second, again), theirs, strict=True):
             assert same(one, other)
     assert not same(first, epochs(root, 0, seed=1, numbers=[0])[0])
+
+
+@pytest.mark.parametrize("where", ["ram", "disk"])
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_a_cache_changes_no_bit(pictures, tmp_path, where, num_workers):
+    dataset = DogCat(pictures / "train", mode="train", image_size=32)
+    dataset.keep(where, tmp_path)
+    with Loader(dataset, 8, num_workers, shuffle=True) as loader:
+        cached = [[*loader.epoch(number)] for number in (0, 1, 0)]
+    plain = epochs(pictures / "train", 0)
+    assert all(same(one, other) for one, other in zip(plain, cached, strict=True))
+
+
+def test_pictures_in_memory_need_no_file_any_more(pictures, tmp_path):
+    root = shutil.copytree(pictures / "train", tmp_path / "train")
+    dataset = DogCat(root, mode="train", image_size=32)
+    dataset.keep("ram", "")
+    with Loader(dataset, 8, 2) as loader:
+        seen = [*loader.epoch(0)]
+        shutil.rmtree(root)
+        assert same([*loader.epoch(0)], seen)
+
+
+def test_pictures_on_the_disk_serve_the_next_run_and_a_full_disk_is_no_failure(pictures, tmp_path):
+    kept, nowhere = tmp_path / "cache", tmp_path / "file"
+    nowhere.write_text("no folder can be here")
+    first = [sample[0] for sample in val_samples(pictures / "train", kept)]
+    assert len([*kept.glob("*/*.npy")]) == len(first)
+    for folder in (kept, nowhere):
+        again = val_samples(pictures / "train", folder)
+        assert all(torch.equal(one, other[0]) for one, other in zip(first, again, strict=True))
+
+
+def val_samples(root: Path, cache_root: Path) -> list:
+    dataset = DogCat(root, mode="val", image_size=32)
+    dataset.keep("disk", cache_root)
+    return [dataset[index] for index in range(len(dataset))]
+
+
+def test_a_file_that_was_replaced_or_a_kept_one_that_was_cut_off_is_read_anew(tmp_path):
+    root, kept = tmp_path / "train", tmp_path / "cache"
+    root.mkdir()
+    for number in range(4):
+        Image.new("RGB", (40, 40), "black").save(root / f"cat.{number}.bmp")
+    assert val_samples(root, kept)[0][0].max() == 0
+    (file,) = kept.glob("*/*.npy")
+    file.write_bytes(file.read_bytes()[:1000])
+    assert val_samples(root, kept)[0][0].max() == 0
+    for path in root.iterdir():
+        status = path.stat()
+        Image.new("RGB", (40, 40), "white").save(path)  # as long as the one before
+        os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+    assert val_samples(root, kept)[0][0].min() == 255
+
+
+def test_a_memory_cache_with_too_little_room_keeps_what_fits(pictures, monkeypatch):
+    dataset = DogCat(pictures / "train", mode="val", image_size=32)
+    plain = [dataset[index][0] for index in range(len(dataset))]
+    monkeypatch.setattr("data.cache.free_memory", lambda: 2 * 10**5)
+    dataset.keep("ram", "")
+    for _ in range(2):
+        again = [dataset[index][0] for index in range(len(dataset))]
+        assert all(torch.equal(one, other) for one, other in zip(plain, again, strict=True))
+    assert 0 < dataset.cache.used.value <= 10**5
+    assert re.search(r"0 MB of memory \(\d+%\)", dataset.describe())
+
+
+def test_a_large_jpeg_is_decoded_at_the_least_scale_that_leaves_enough(tmp_path):
+    scene((800, 600)).save(tmp_path / "cat.1.jpg", quality=95)
+    sizes = {side: read_image(tmp_path / "cat.1.jpg", side).size for side in (None, 64, 90, 400)}
+    assert sizes == {None: (800, 600), 64: (100, 75), 90: (200, 150), 400: (800, 600)}
 
 
 def test_every_picture_and_every_seed_is_augmented_in_its_own_way(tmp_path):

@@ -199,6 +199,20 @@ def test_an_evaluation_leaves_the_model_as_it_was_and_ends_with_a_batch_of_one(t
     assert logits.dtype == torch.float32 and not logits.requires_grad
 
 
+def test_with_mirror_the_logits_are_the_mean_over_a_picture_and_its_mirror_image():
+    class Left(nn.Module):
+        """Says what the left column shows."""
+
+        def forward(self, images: Tensor) -> Tensor:
+            return images[:, :, :, 0].mean(dim=2)
+
+    images = torch.zeros(1, 3, 4, 4)
+    images[..., 0], images[..., 3] = 1.0, 3.0
+    for mirror, expected in ((False, 1.0), (True, 2.0)):
+        logits, _ = engine.evaluate(Left(), [(0, images, torch.zeros(1))], FP32, mirror)
+        assert logits.tolist() == [[expected] * 3]
+
+
 def test_an_evaluation_takes_a_generator_of_single_pictures():
     batches = ((n, torch.full((1, 3), float(n)), torch.tensor([n])) for n in range(3))
     logits, labels = engine.evaluate(nn.Identity(), batches, FP32)

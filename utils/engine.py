@@ -48,15 +48,24 @@ def train_step(
 
 @torch.inference_mode()
 def evaluate(
-    model: nn.Module, batches: Batches, amp: "Precision", debug_file: str | None = None
+    model: nn.Module,
+    batches: Batches,
+    amp: "Precision",
+    mirror: bool = False,
+    debug_file: str | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Return the logits (M, K) and labels (M,) of all pictures, on the CPU, in their order."""
+    """Return the logits (M, K) and labels (M,) of all pictures, on the CPU, in their order.
+
+    mirror: the logits are the mean over a picture and its mirror image.
+    """
     was_training = model.training
     model.eval()
     parts = []
     for _, images, labels in batches:
         with amp.autocast:
             logits = model(images)  # (N, K)
+            if mirror:
+                logits = (logits + model(images.flip(3))) / 2
         parts.append((logits.float(), labels))
         pause_if_asked(debug_file)
     model.train(was_training)

@@ -26,17 +26,21 @@ def seed_everything(*key: int | str) -> None:
     torch.manual_seed(seed)
 
 
+SCRATCH = np.random.MT19937()  # NumPy's state is large: changing generators is 30 times faster
+
+
 @contextmanager
 def seeded(*key: int | str) -> Iterator[None]:
     """Seed everything by the key for a while, then put the CPU's random states back."""
-    states = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    states = random.getstate(), np.random.get_bit_generator(), torch.get_rng_state()
     seed = seed_of(*key)
     random.seed(seed)
+    np.random.set_bit_generator(SCRATCH)
     np.random.seed(seed % 2**32)
     torch.default_generator.manual_seed(seed)
     try:
         yield
     finally:
         random.setstate(states[0])
-        np.random.set_state(states[1])
+        np.random.set_bit_generator(states[1])
         torch.set_rng_state(states[2])

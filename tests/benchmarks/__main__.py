@@ -1,0 +1,203 @@
+"""Speed as ratios: each row's two sides are measured in turn, several times, in one run.
+
+python -m tests.benchmarks --data path/to/train --model SqueezeNet --size 224 --rounds 5
+"""
+
+import argparse
+import os
+import statistics
+import tempfile
+import time
+from collections import deque
+from collections.abc import Callable
+from contextlib import redirect_stdout, suppress
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+import main
+import models
+from data import DogCat, Loader
+from data.cache import no_cache
+from data.loader import cores
+from tests.benchmarks import book
+from tests.visdom_server import visdom_server
+from utils import engine
+
+WARM_UP = 3  # steps before the clock starts: workers start, memory is laid out
+
+
+class Enough(Exception):
+    """Ends a training that has been watched for long enough."""
+
+
+class Bench:
+    """Measures in pictures a second, each side by a method of no arguments."""
+
+    def __init__(self, wanted: argparse.Namespace) -> None:
+        self.root, self.name, self.size = wanted.data, wanted.model, wanted.size
+        self.steps, self.batch = wanted.steps, wanted.batch
+        self.folder = tempfile.TemporaryDirectory()
+        device = engine.pick_device(use_gpu=True)
+        self.amp = engine.Precision("auto", device)
+        self.model = getattr(models, self.name)(num_classes=2)
+        self.model.to(device, memory_format=torch.channels_last)
+        images = torch.randn(self.batch, 3, self.size, self.size, device=device)
+        self.images = images.contiguous(memory_format=torch.channels_last)
+        self.labels = torch.arange(self.batch, device=device) % 2
+        self.val_data = DogCat(self.root, mode="val", image_size=self.size)
+        self.train_data = DogCat(self.root, mode="train", image_size=self.size)
+        self.loaders = {
+            data.mode: Loader(data, self.batch, device=device, shuffle=data.mode == "train")
+            for data in (self.train_data, self.val_data)
+        }
+
+    def train(self, **options: str | int | float) -> float:
+        """The steady state of the command `train`."""
+        times: list[float] = []
+
+        def note(_: str | None) -> None:
+            times.append(time.perf_counter())
+            if len(times) > WARM_UP + self.steps:
+                raise Enough
+
+        ours, main.pause_if_asked = main.pause_if_asked, note
+        defaults = {"visdom_port": 1, "print_freq": 10**6, "save_minutes": 10**6}
+        try:
+            with suppress(Enough), open(os.devnull, "w") as nowhere, redirect_stdout(nowhere):
+                main.train(
+                    train_data_root=self.root,
+                    checkpoint_root=self.folder.name,
+                    model=self.name,
+                    image_size=self.size,
+                    batch_size=self.batch,
+                    **defaults | options,
+                )
+        finally:
+            main.pause_if_asked = ours
+        return self.rate(times)
+
+    def book(self) -> float:
+        """The book's loop, its own way."""
+        times: list[float] = []
+        book.train(self.name, self.root, self.size, self.batch, 1e-3, times)
+        return self.rate(times[: WARM_UP + self.steps + 1])
+
+    def bare_step(self) -> float:
+        """The same step on one batch that lies in memory, and nothing else."""
+        self.model.train()
+        optimizer = engine.build_optimizer(self.model, 1e-4, 0.05)
+        criterion = engine.ClassificationLoss()
+
+        def step() -> Tensor:
+            optimizer.zero_grad()
+            with self.amp.autocast:
+                loss = criterion(self.model(self.images), self.labels).mean()
+            loss.backward()
+            optimizer.step()
+            return loss.detach()
+
+        return self.repeat(step)
+
+    @torch.inference_mode()
+    def bare_forward(self) -> float:
+        """The model alone on one batch that lies in memory."""
+        self.model.eval()
+        with self.amp.autocast:
+            return self.repeat(lambda: self.model(self.images))
+
+    def evaluate(self) -> float:
+        """The pass over val, its loader's processes running already."""
+        return self.through(
+            "val", lambda batches: engine.evaluate(self.model, batches, self.amp, mirror=False)
+        )
+
+    def pipeline(self) -> float:
+        """Training batches without a model; pictures a second and core."""
+        return self.through("train", lambda batches: deque(batches, 0)) / min(cores(), 8)
+
+    def cached_pipeline(self) -> float:
+        """The same from a memory cache that is full."""
+        self.train_data.keep("ram", "")
+        rate = self.pipeline()
+        self.train_data.cache = no_cache
+        return rate
+
+    def decode(self) -> float:
+        """Files read to pixels, one after another."""
+        indices = range(min(200, len(self.train_data)))
+        started = time.perf_counter()
+        for index in indices:
+            self.train_data.read(self.train_data.path(index))
+        return len(indices) / (time.perf_counter() - started)
+
+    def through(self, mode: str, use: Callable) -> float:
+        loader = self.loaders[mode]
+        for _ in loader.epoch(0):  # the processes run, and a cache is full
+            pass
+        batches = loader.epoch(1)
+        next(batches)
+        started = time.perf_counter()
+        use(batches)
+        seconds = time.perf_counter() - started
+        loader.__exit__()
+        return (len(loader.guarded) - self.batch) / seconds
+
+    def repeat(self, step: Callable[[], Tensor]) -> float:
+        times = []
+        for _ in range(WARM_UP + self.steps + 1):
+            step().sum().item()  # waits for the device
+            times.append(time.perf_counter())
+        return self.rate(times)
+
+    def rate(self, times: list[float]) -> float:
+        steps = len(times) - 1 - WARM_UP
+        return self.batch * steps / (times[-1] - times[WARM_UP])
+
+
+def peak_memory() -> float:
+    """Peak resident memory of this process in MB."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) / 1000
+
+
+def run_benchmarks() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data", type=Path, default=Path("data/demo/train"))
+    parser.add_argument("--model", default="SqueezeNet")
+    parser.add_argument("--size", type=int, default=224)
+    parser.add_argument("--batch", type=int, default=32)
+    parser.add_argument("--steps", type=int, default=10)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--only", default="", help="rows whose name has this in it")
+    wanted = parser.parse_args()
+    bench = Bench(wanted)
+    with visdom_server() as port:
+        viewers = partial(bench.train, visdom_port=port, print_freq=1)
+        rows = [
+            ("train / bare step in memory", bench.train, bench.bare_step),
+            ("train / the book's loop", bench.train, bench.book),
+            ("val pass / bare forward pass", bench.evaluate, bench.bare_forward),
+            ("pipeline on one core / bare decode", bench.pipeline, bench.decode),
+            ("pipeline from memory / from files", bench.cached_pipeline, bench.pipeline),
+            ("viewers at every step / none", viewers, bench.train),
+            ("a save at every step / none", partial(bench.train, save_minutes=1e-9), bench.train),
+        ]
+        print(f"{bench.name} at {bench.size} px in {bench.amp.name}, medians of {wanted.rounds}")
+        print(f"{'':38}{'ratio':>8}{'(lowest … highest)':>22}{'images/s':>18}")
+        for name, side, other in rows:
+            if wanted.only in name:
+                pairs = [(side(), other()) for _ in range(wanted.rounds)]
+                ratios = sorted(one / two for one, two in pairs)
+                one, two = (statistics.median(values) for values in zip(*pairs, strict=True))
+                spread = f"({ratios[0]:.2f} … {ratios[-1]:.2f})"
+                print(
+                    f"{name:38}{statistics.median(ratios):8.2f}{spread:>22}{one:9.0f} :{two:7.0f}"
+                )
+    print(f"peak memory of the training process {peak_memory():,.0f} MB")
+
+
+if __name__ == "__main__":
+    run_benchmarks()
