@@ -25,5 +25,5 @@ class EpochSampler(Sampler):
         order = range(self.size)
         if self.shuffle:
             generator = torch.Generator().manual_seed(seed_of(self.seed, "order", self.epoch))
-            order = torch.randperm(self.size, generator=generator)
+            order = torch.randperm(self.size, generator=generator).numpy()  # a tensor unrolls
         yield from ((self.epoch, int(index)) for index in order[self.start :])
