@@ -19,6 +19,7 @@ from utils.options import (
 # A command, what it does, and the path that has to be there before it starts.
 COMMANDS = {
     "prepare": ("get a data set and lay it out", None),
+    "check": ("say whether data, model and training are sound, and what to do", "train_data_root"),
     "train": ("train a model, validating after each epoch", "train_data_root"),
     "val": ("measure a checkpoint on the val split of its own data", None),
     "test": ("write result.csv for unlabelled pictures", "test_data_root"),
@@ -29,7 +30,8 @@ COMMANDS = {
 # Options that leave a run's result alone: --resume may change them without being asked twice.
 FREE = """
     resume allow_changes save_minutes num_workers cache cache_root train_data_root test_data_root
-    env visdom_port print_freq debug_file traceback debug_on_error checkpoint_root result_file
+    env visdom_port checks print_freq debug_file traceback debug_on_error checkpoint_root json
+    result_file
 """
 
 
@@ -83,6 +85,7 @@ class DefaultConfig(Options):
     # Watching
     env: str = "default"  # visdom environment
     visdom_port: PositiveInt = 8097  # where a visdom server may answer on this machine
+    checks: Literal["off", "start", "always"] = "start"  # stop before NaN: for 20 steps, or all
     print_freq: PositiveInt = 20  # steps between two points of the training curves
     debug_file: str | None = "/tmp/debug"  # touch it while a run goes on: ipdb opens in its loop
     traceback: bool = False  # show the whole traceback of a failure
@@ -90,6 +93,7 @@ class DefaultConfig(Options):
 
     # Results
     checkpoint_root: str = "checkpoints"  # each run makes a folder of its own here
+    json: bool = False  # check prints its findings for machines
     result_file: str = "result.csv"  # what test writes: id,label with label = P(last class)
 
     # Preparing data

@@ -4,7 +4,10 @@ Read from top to bottom: the commands in the order one uses them, then what they
 calls `train_step` in utils/engine.py, and that is all there is up to `optimizer.step()`.
 """
 
+import json
 import sys
+import time
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
@@ -26,8 +29,13 @@ import data
 import models
 from data.prepare import prepare_demo
 from models.basic_module import BasicModule
-from utils import checkpoint, engine, metrics, runs
+from utils import checkpoint, diagnostics, engine, metrics, runs
 from utils.debug import pause_if_asked
+from utils.diagnostics import Finding
+from utils.diagnostics import data as check_data
+from utils.diagnostics import learning as check_learning
+from utils.diagnostics import model as check_model
+from utils.diagnostics.watch import Watch
 from utils.failures import one_line_failures
 from utils.meters import AverageMeter, ConfusionMeter
 from utils.report import write_report
@@ -57,8 +65,7 @@ def train(**options) -> Path:
     disk = runs.Disk(warn=log)
 
     # step 2: data
-    device = engine.pick_device(opt.use_gpu, opt.deterministic)
-    amp = engine.Precision(opt.precision, device)
+    device, amp = open_device(opt)
     train_data, train_loader = build_data(opt, "train", device, log, saved)
     val_data, val_loader = build_data(opt, "val", device, log, saved)
 
@@ -69,8 +76,7 @@ def train(**options) -> Path:
         model.load_weights(saved["model"], source=run)
     else:
         load_weights(opt, model)
-    weight = engine.balanced_weights(train_data.class_counts) if opt.balanced else None
-    criterion = engine.ClassificationLoss(weight, opt.label_smoothing, opt.focal_gamma).to(device)
+    criterion = build_criterion(opt, train_data).to(device)
     optimizer = engine.build_optimizer(model, opt.lr, opt.weight_decay)
     log(f"{opt.model} with {model.num_parameters:,} parameters on {device} in {amp.name}")
 
@@ -93,11 +99,13 @@ def train(**options) -> Path:
     }
     stop = Stop()
     keeper = checkpoint.Keeper(run / "last.pth", live, facts, opt.save_minutes, stop, disk)
+    advice = f"What is saved is good: --resume={run} --allow-changes with a lower --lr goes on"
+    watch = Watch(opt.checks, model, optimizer, amp.autocast, log, advice)
     first_epoch, first_step, history = keeper.restore(saved)  # history has a row an epoch
     if saved:
         log(f"goes on at epoch {first_epoch + 1}, step {first_step + 1}")
 
-    with lock, train_loader, val_loader, stop, keeper:
+    with lock, train_loader, val_loader, stop, keeper, watch:
         for epoch in range(first_epoch, opt.max_epoch):
             # step 5: train
             model.train()
@@ -204,6 +212,73 @@ def test(**options) -> Path:
     return Path(opt.result_file)
 
 
+def check(**options) -> list[Finding]:
+    """Say whether data, model and training are sound before they cost time; return the findings.
+
+    Ends with exit code 1 if something is wrong.
+    """
+    opt = DefaultConfig(**options)
+    started, findings = time.monotonic(), []
+
+    def show(checks: list, case: object) -> None:
+        for finding in diagnostics.run(checks, case):
+            findings.append(finding)
+            print("" if opt.json else finding, end="" if opt.json else "\n", flush=True)
+
+    # The data.
+    device, amp = open_device(opt)
+    splits = {"train": opt.train_data_root, "val": opt.train_data_root, "test": opt.test_data_root}
+    train_data, val_data, test_data = (
+        open_split(opt, mode) if Path(root).exists() else None for mode, root in splits.items()
+    )
+    about_data = check_data.Case(
+        train_data, val_data, test_data, lambda part, n: data.Loader(part, 8, n, seed=opt.seed)
+    )
+    show(check_data.CHECKS, about_data)
+
+    # The model, and how it learns.
+    images, labels = about_data.train_batch
+    first = check_learning.spread(labels, 8)
+    about_model = check_model.Case(
+        lambda classes: build_model(opt, classes),
+        images[first],
+        labels[first],
+        train_data.num_classes,
+        opt.lr,
+    )
+    show(check_model.CHECKS, about_model)
+    firm = DefaultConfig(**{**vars(opt), "dropout": 0.0})
+
+    def rehearse(folder: Path) -> None:
+        few = {"train_data_root": about_data.copy(folder / "train", 12), "checkpoint_root": folder}
+        few |= {"max_epoch": 2, "batch_size": 8, "num_workers": 0, "visdom_port": 1}
+        train(**{**options, **few, "accumulate": 1, "resume": False})
+
+    about_learning = check_learning.Case(
+        lambda: build_model(firm, train_data.num_classes).to(device),
+        images.to(device),
+        labels.to(device),
+        list(train_data.classes),
+        build_criterion(opt, train_data).to(device),
+        amp,
+        opt.lr,
+        opt.clip_norm,
+        rehearse if about_data.files else None,
+    )
+    show(check_learning.CHECKS, about_learning)
+
+    counts = Counter(finding.mark for finding in findings)
+    if opt.json:
+        print(json.dumps([finding._asdict() for finding in findings], ensure_ascii=False))
+    else:
+        marks = ", ".join(f"{counts[mark]} {mark}" for mark in "✓!✗")
+        picture = check_learning.draw_flow(about_learning, Path(opt.checkpoint_root))
+        print(f"{marks} in {time.monotonic() - started:.0f} s; the gradients by layer: {picture}")
+    if counts["✗"]:
+        sys.exit(1)
+    return findings
+
+
 def help() -> None:
     """Show the commands and every option."""
     print(DefaultConfig.table(COMMANDS))
@@ -244,11 +319,22 @@ def open_checkpoint(options: dict, mode: str) -> tuple:
     own = {name: saved[name] for name in FROM_CHECKPOINT if name in saved}
     opt = DefaultConfig(**own | options | {"load_model_path": path})
     print(f"checkpoint {path}")
-    device = engine.pick_device(opt.use_gpu, opt.deterministic)
+    device, amp = open_device(opt)
     dataset, loader = build_data(opt, mode, device, print, contents)
     model = build_model(opt, dataset.num_classes).to(device)
     load_weights(opt, model)
-    return opt, model, dataset, loader, engine.Precision(opt.precision, device)
+    return opt, model, dataset, loader, amp
+
+
+def open_device(opt: DefaultConfig) -> tuple[torch.device, engine.Precision]:
+    device = engine.pick_device(opt.use_gpu, opt.deterministic)
+    return device, engine.Precision(opt.precision, device)
+
+
+def open_split(opt: DefaultConfig, mode: str) -> Dataset:
+    root = opt.test_data_root if mode == "test" else opt.train_data_root
+    dataset = getattr(data, opt.dataset)
+    return dataset(root, mode=mode, image_size=opt.image_size, crop_scale=opt.crop_scale)
 
 
 def build_data(
@@ -258,10 +344,7 @@ def build_data(
 
     `saved`: a checkpoint whose classes and normalisation the data set has to agree with.
     """
-    root = opt.test_data_root if mode == "test" else opt.train_data_root
-    dataset = getattr(data, opt.dataset)(
-        root, mode=mode, image_size=opt.image_size, crop_scale=opt.crop_scale
-    )
+    dataset = open_split(opt, mode)
     if opt.cache != "none":
         dataset.keep(opt.cache, opt.cache_root)
     log(dataset.describe())
@@ -273,7 +356,8 @@ def build_data(
     changed = mode == "train" and saved and saved["data"] != dataset.fingerprint
     if changed and not opt.allow_changes:
         raise checkpoint.CheckpointError(
-            f"{root} has other pictures than {source} began with; --allow-changes takes them"
+            f"{opt.train_data_root} has other pictures than {source} began with; "
+            "--allow-changes takes them"
         )
     if mode == "val" and saved.get("data", dataset.fingerprint) != dataset.fingerprint:
         log("the pictures are not those of the training: some of val may have been trained on")
@@ -287,6 +371,11 @@ def build_model(opt: DefaultConfig, num_classes: int) -> BasicModule:
     """Make the model of the options, with new weights."""
     model = getattr(models, opt.model)(num_classes=num_classes, dropout=opt.dropout)
     return model.to(memory_format=torch.channels_last)
+
+
+def build_criterion(opt: DefaultConfig, dataset: Dataset) -> engine.ClassificationLoss:
+    weight = engine.balanced_weights(dataset.class_counts) if opt.balanced else None
+    return engine.ClassificationLoss(weight, opt.label_smoothing, opt.focal_gamma)
 
 
 def load_weights(opt: DefaultConfig, model: BasicModule) -> None:

@@ -1,0 +1,55 @@
+"""Will it learn? Checks of the data, the model and the training, each with what was seen.
+
+A check is a function of a case whose docstring is its row in the table: its name, why it matters,
+and what to do. It returns what it saw, or raises Wrong (✗) or Doubt (!). tests/templates.py runs
+the same functions as tests.
+"""
+
+import re
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, NamedTuple
+
+Check = Callable[[Any], str]
+
+
+class Wrong(AssertionError):
+    """✗: the model would not learn, or its numbers would not be true."""
+
+
+class Doubt(UserWarning):
+    """!: it may be meant so."""
+
+
+class Finding(NamedTuple):
+    mark: str  # ✓, ! or ✗
+    name: str
+    seen: str
+    why: str
+    do: str
+
+    def __str__(self) -> str:
+        line = f"{self.mark} {self.name}: {self.seen}"
+        return line if self.mark == "✓" else f"{line}\n    why: {self.why}\n    do:  {self.do}"
+
+
+def run(checks: Iterable[Check], case: Any) -> Iterator[Finding]:
+    """Run one check after another; one that breaks down has found something as well."""
+    for check in checks:
+        name, why, do = re.split(r"\n+ *(?:Why|Do): ", check.__doc__)
+        words = [" ".join(part.split()) for part in (why, do)]
+        try:
+            mark, seen = "✓", check(case)
+        except Doubt as doubt:
+            mark, seen = "!", str(doubt)
+        except Wrong as wrong:
+            mark, seen = "✗", str(wrong)
+        except Exception as error:  # of a stranger's model or data set
+            mark, seen = "✗", " ".join(f"it raises {type(error).__name__}: {error}".split())[:300]
+        yield Finding(mark, name.strip(), seen, *words)
+
+
+def some(names: Iterable[Any], most: int = 4) -> str:
+    """Name the first few."""
+    names = [*map(str, names)]
+    more = f" and {len(names) - most:,} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more

@@ -1,0 +1,417 @@
+"""Is the data sound? Each check takes a Case: the splits, and a few hundred of their pictures."""
+
+import hashlib
+import shutil
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import Dataset, Subset
+
+from . import Doubt, Wrong, some
+
+
+@dataclass
+class Case:
+    """Both splits and how training loads them; `loader(dataset, workers)` makes a Loader."""
+
+    train: Dataset
+    val: Dataset
+    test: Dataset | None
+    loader: Callable[[Dataset, int], Any]
+    most: int = 200  # pictures of a split to look at
+
+    def few(self, split: Dataset) -> list[int]:
+        """Indices spread evenly over a split."""
+        return np.linspace(0, len(split) - 1, min(self.most, len(split))).astype(int).tolist()
+
+    def samples(self, split: Dataset) -> Iterator[tuple[Tensor, int]]:
+        """Those of the pictures that can be read."""
+        for index in self.few(split):
+            with suppress(OSError):
+                yield split[index]
+
+    def load(self, split: Dataset, epoch: int = 0, workers: int = 0) -> tuple[Tensor, Tensor]:
+        """What training gets of those pictures: images (M, 3, H, W) and labels (M,)."""
+        part = Few(split, self.few(split))
+        with self.loader(part, workers) as loader:
+            batches = [*loader.epoch(epoch)]
+        if not batches:
+            raise Wrong(f"not one of {len(part)} pictures could be read")
+        _, images, labels = zip(*batches, strict=True)
+        return torch.cat(images).cpu(), torch.cat(labels).cpu()
+
+    @cached_property
+    def train_batch(self) -> tuple[Tensor, Tensor]:
+        return self.load(self.train)
+
+    @cached_property
+    def val_batch(self) -> tuple[Tensor, Tensor]:
+        return self.load(self.val)
+
+    @cached_property
+    def files(self) -> dict[str, list[Path]]:
+        """The files of each split, where the data set knows them."""
+        if not hasattr(self.train, "path"):
+            return {}
+        splits = {"train": self.train, "val": self.val}
+        return {name: [*map(split.path, range(len(split)))] for name, split in splits.items()}
+
+    def copy(self, folder: Path, size: int) -> Path:
+        """Copy `size` training files of each class into `folder`."""
+        folder.mkdir()
+        for kind in range(self.train.num_classes):
+            for index in (self.train.labels == kind).nonzero()[0][:size]:
+                shutil.copy(self.files["train"][index], folder)
+        return folder
+
+    @cached_property
+    def facts(self) -> list[dict[str, Any]]:
+        """What is known of some training files without decoding them."""
+        rows = []
+        for index in self.few(self.train) if self.files else []:
+            path, row = self.files["train"][index], {"label": int(self.train.labels[index])}
+            try:
+                with Image.open(path) as image:
+                    row |= {"width": image.width, "height": image.height, "mode": image.mode}
+                    row |= {"type": image.format, "bytes": path.stat().st_size}
+                    grey = image.convert("L").resize((16, 16))
+                row["brightness"] = float(np.asarray(grey).mean())
+            except Exception:  # of a broken file, which has a check of its own
+                continue
+            rows.append(row)
+        return rows
+
+
+class Few(Subset):
+    """A part of a data set with all that the loader asks of it."""
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "dataset":  # not made yet
+            raise AttributeError(name)
+        return getattr(self.dataset, name)
+
+
+def classes_are_balanced(case: Case) -> str:
+    """Every class has its share
+
+    Why: a model that always answers with the commonest class looks good and knows nothing.
+    Do: add pictures of the rare classes, or train with --balanced; look at F1, not accuracy.
+    """
+    for name, split in (("train", case.train), ("val", case.val)):
+        counts = dict(zip(split.classes, split.class_counts, strict=True))
+        seen = f"{name} has " + ", ".join(f"{n:,} {kind}" for kind, n in counts.items())
+        if min(counts.values()) == 0 or len(counts) < 2:
+            raise Wrong(seen)
+        if max(counts.values()) >= 9 * min(counts.values()):
+            raise Doubt(f"{seen}: always saying {max(counts, key=counts.get)} is mostly right")
+    return f"{len(case.train):,} in train, {seen}"
+
+
+def pictures_can_be_read(case: Case) -> str:
+    """Pictures can be read
+
+    Why: what cannot be read is left out, and with it perhaps a whole kind of picture.
+    Do: get the files named here once more, or delete them.
+    """
+    failed = []
+    for split in (case.train, case.val):
+        for index in case.few(split):
+            try:
+                split[index]
+            except OSError as error:
+                failed.append(str(error))
+    looked = len(case.few(case.train)) + len(case.few(case.val))
+    rejected = getattr(case.train, "rejected", {})
+    if len(failed) > 0.05 * looked:
+        raise Wrong(f"{len(failed)} of {looked} cannot: {some(failed, 2)}")
+    if failed or rejected:
+        words = [f"{name} ({reason})" for name, reason in rejected.items()]
+        raise Doubt(f"{len(failed)} of {looked} cannot, {some(failed + words, 3)}")
+    return f"{looked} of {looked}"
+
+
+def samples_fit_the_loader(case: Case) -> str:
+    """A sample is a square uint8 picture
+
+    Why: the loader stacks samples, and normalises them itself.
+    Do: end the transforms with v2.PILToTensor(), at one size for all.
+    """
+    samples = [sample for split in (case.train, case.val) for sample in case.samples(split)]
+    shapes = {tuple(image.shape) for image, _ in samples}
+    kind = samples[0][0].dtype
+    if kind != torch.uint8:
+        raise Wrong(f"pictures are {kind}")
+    if len(shapes) > 1 or not all(shape == (3, shape[-1], shape[-1]) for shape in shapes):
+        raise Wrong(f"pictures have the shapes {some(sorted(shapes))}")
+    return f"uint8 {shapes.pop()}"
+
+
+def pictures_are_large_enough(case: Case) -> str:
+    """Pictures have the size that is asked for
+
+    Why: a picture that is blown up has no more to see, and costs as much as a sharp one.
+    Do: take a smaller --image-size.
+    """
+    if not case.facts:
+        return "no files to look at"
+    sides = sorted(min(row["width"], row["height"]) for row in case.facts)
+    middle, size = sides[len(sides) // 2], case.train_batch[0].shape[-1]
+    modes = ", ".join(f"{n} {mode}" for mode, n in Counter(r["mode"] for r in case.facts).items())
+    seen = f"shorter sides {sides[0]} … {middle} … {sides[-1]} for {size} pixels; {modes}"
+    if middle < size / 2:
+        raise Doubt(seen)
+    return seen
+
+
+def labels_are_in_range(case: Case) -> str:
+    """Labels are whole numbers from 0 to K - 1
+
+    Why: the loss takes them for indices; a wrong one ends the run or trains the wrong class.
+    Do: number the classes in the data set's __init__, and return int.
+    """
+    for split in (case.train, case.val):
+        _, labels = case.load(split)
+        if labels.dtype != torch.int64:
+            raise Wrong(f"they are {labels.dtype}")
+        if labels.min() < 0 or labels.max() >= split.num_classes:
+            raise Wrong(f"{labels.min()} … {labels.max()} for {split.num_classes} classes")
+    return f"0 … {case.train.num_classes - 1}"
+
+
+def labels_stay_with_their_pictures(case: Case) -> str:
+    """A picture has the same label each time
+
+    Why: a label that changes, or belongs to the next picture, cannot be learned.
+    Do: take picture and label by one index, and shuffle in the sampler alone.
+    """
+    for split in (case.train, case.val):
+        indices = case.few(split)
+        first, again = ([int(label) for _, label in case.samples(split)] for _ in range(2))
+        if first != again:
+            changed = sum(one != other for one, other in zip(first, again, strict=True))
+            raise Wrong(f"{changed} of {len(first)} labels differ when they are read again")
+        if len(first) == len(indices) and first != [int(split.labels[i]) for i in indices]:
+            raise Wrong("samples have other labels than the data set's `labels`")
+        if hasattr(split, "path"):
+            kinds = [kind.lower() for kind in split.classes]
+            against = []
+            for index in indices:
+                name = split.path(index).name.lower()
+                told = [k for k, kind in enumerate(kinds) if name.startswith(kind)]
+                against += [name] if told not in ([], [int(split.labels[index])]) else []
+            if against:
+                raise Wrong(f"{some(against)} have labels that their names deny")
+    return "in train and val"
+
+
+def splits_share_no_picture(case: Case) -> str:
+    """No picture is in train and val
+
+    Why: a picture that was trained on makes val too good to be true.
+    Do: delete one of each pair.
+    """
+    pairs = []
+    if case.files:
+        seen = by_content(case.files["train"] + case.files["val"])
+        train, val = set(case.files["train"]), set(case.files["val"])
+        groups = [group for group in seen if train & set(group) and val & set(group)]
+        pairs = [" = ".join(path.name for path in group) for group in groups]
+        known = {path for group in groups for path in group}
+        near = [(a, b) for a, b in look_alikes(case) if not {a, b} <= known]
+        pairs += [f"{a.name} ~ {b.name}" for a, b in near]
+    else:
+        one, other = (
+            {image.numpy().tobytes() for image, _ in case.samples(split)}
+            for split in (case.train, case.val)
+        )
+        pairs = ["a sample"] * len(one & other)
+    if len(pairs) > 0.01 * len(case.val) + 1:
+        raise Wrong(f"{len(pairs):,} are: {some(pairs)}")
+    if pairs:
+        raise Doubt(f"{len(pairs):,} of val's {len(case.val):,} are: {some(pairs)}")
+    return f"none of {len(case.train) + len(case.val):,}"
+
+
+def few_pictures_are_twice_there(case: Case) -> str:
+    """No picture is there twice
+
+    Why: copies count double, and copies with different labels contradict each other.
+    Do: delete all but one.
+    """
+    label = {}
+    for name, split in (("train", case.train), ("val", case.val)):
+        paths = case.files.get(name, [])
+        label |= {path: int(split.labels[index]) for index, path in enumerate(paths)}
+    groups = by_content([*label])
+    torn = [group for group in groups if len({label[path] for path in group}) > 1]
+    if torn:
+        raise Wrong(f"{some(' = '.join(p.name for p in g) for g in torn)} have different labels")
+    copies = sum(len(group) - 1 for group in groups)
+    if copies > 0.01 * len(label):
+        raise Doubt(f"{copies:,} copies among {len(label):,} files")
+    return f"{copies:,} copies among {len(label):,} files"
+
+
+def by_content(paths: Sequence[Path]) -> list[list[Path]]:
+    """Group the files that have the same bytes; only files of one length are read."""
+    groups = paths
+    for key in (lambda path: path.stat().st_size, lambda path: digest(path)):
+        found = defaultdict(list)
+        for path in groups:
+            try:
+                found[key(path)].append(path)
+            except OSError:  # it has a check of its own
+                continue
+        same = [group for group in found.values() if len(group) > 1]
+        groups = [path for group in same for path in group]
+    return same
+
+
+def digest(path: Path) -> bytes:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "blake2b").digest()
+
+
+def look_alikes(case: Case) -> list[tuple[Path, Path]]:
+    """Find pairs of train and val that are one picture in two encodings, among some of them."""
+    thumbs = {}
+    for split in (case.train, case.val):
+        for index in case.few(split):
+            try:
+                grey = split.read(split.path(index)).convert("L").resize((16, 16), Image.BOX)
+            except Exception:  # a file that cannot be read, or a data set that reads otherwise
+                continue
+            thumbs[split.path(index)] = np.asarray(grey, dtype=np.float32).ravel()
+    paths = {name: [p for p in files if p in thumbs] for name, files in case.files.items()}
+    if not all(paths.values()):
+        return []
+    one, other = (np.stack([thumbs[p] for p in paths[name]]) for name in ("train", "val"))
+    gaps = np.abs(one[:, None] - other[None]).mean(axis=2)  # (train, val)
+    near = (gaps < 2) & (one.std(axis=1) > 8)[:, None]  # two flat pictures always look alike
+    return [(paths["train"][i], paths["val"][j]) for i, j in np.argwhere(near)]
+
+
+def values_lie_around_zero(case: Case) -> str:
+    """Pictures are normalised
+
+    Why: networks are initialised for values around 0 with a spread of about 1.
+    Do: scale to 0 … 1, then subtract the mean and divide by the standard deviation, once.
+    """
+    images = case.train_batch[0].float()
+    mean, std = images.mean().item(), images.std().item()
+    seen = f"{images.min():.2f} … {images.max():.2f}, mean {mean:.2f}, deviation {std:.2f}"
+    if not images.isfinite().all():
+        raise Wrong("some values are not finite")
+    if images.min() >= 0 or std < 0.1 or std > 5 or abs(mean) > 3:
+        raise Wrong(seen)
+    if abs(mean) > 1.5 or std < 0.3 or std > 2.5:
+        raise Doubt(seen)
+    if abs(mean - case.val_batch[0].mean().item()) > 1:
+        raise Wrong(f"{seen}, but val has a mean of {case.val_batch[0].mean():.2f}")
+    return seen
+
+
+def only_train_is_augmented(case: Case) -> str:
+    """Train is augmented, val is not
+
+    Why: a fixed picture is soon learned by heart; a val picture that changes measures chance.
+    Do: give random transforms to the train split alone.
+    """
+    if not torch.equal(case.val_batch[0], case.load(case.val, epoch=1)[0]):
+        raise Wrong("val pictures differ from one epoch to the next")
+    first, again = case.train_batch[0], case.load(case.train, epoch=1)[0]
+    changed = (first != again).flatten(1).any(dim=1).float().mean().item()
+    if changed < 0.5:
+        raise Doubt(f"{changed:.0%} of the train pictures change from one epoch to the next")
+    return f"{changed:.0%} of the train pictures change, no val picture does"
+
+
+def workers_agree(case: Case) -> str:
+    """Any number of loader processes gives the same
+
+    Why: random states that each process copies give the same "random" crops again and again.
+    Do: draw random numbers by torch, random or numpy.random, and keep no generator of your own.
+    """
+    for split, alone in ((case.train, case.train_batch), (case.val, case.val_batch)):
+        several = case.load(split, workers=2)
+        if not all(map(torch.equal, alone, several)):
+            raise Wrong(f"two processes load other {getattr(split, 'mode', '')} pictures than none")
+    return "0 and 2 agree in each bit"
+
+
+def no_shortcut(case: Case) -> str:
+    """Nothing but the picture tells the class
+
+    Why: a class that is told by size, brightness or file type is learned by that alone.
+    Do: get all classes from the same source, or save them in the same form.
+    """
+    labels = np.array([row["label"] for row in case.facts])
+    if len(labels) < 20 or len(set(labels)) < 2:
+        return "too few files to tell"
+    found = {}
+    for name in ("width", "height", "bytes", "brightness", "mode", "type"):
+        values = [row[name] for row in case.facts]
+        if isinstance(values[0], str):
+            values = [sorted(set(values)).index(value) for value in values]
+        found[name] = best_threshold(np.array(values, dtype=float), labels)
+    best = max(found, key=found.get)
+    seen = f"{best} alone is right {found[best]:.0%} of the time, classes counted alike"
+    if found[best] >= 0.9:
+        raise Wrong(seen)
+    if found[best] >= 0.8:
+        raise Doubt(seen)
+    return seen
+
+
+def best_threshold(values: np.ndarray, labels: np.ndarray) -> float:
+    """The best balanced accuracy, over each class against the rest, of one threshold."""
+    best = 0.5
+    for kind in set(labels.tolist()):
+        order = np.argsort(values, kind="stable")
+        is_kind, ends = labels[order] == kind, np.diff(values[order], append=np.inf) > 0
+        below = is_kind.cumsum() / max(1, is_kind.sum())
+        others = (~is_kind).cumsum() / max(1, (~is_kind).sum())
+        score = (below + 1 - others)[ends] / 2
+        best = max(best, score.max(), 1 - score.min())
+    return float(best)
+
+
+def test_ids_are_complete(case: Case) -> str:
+    """The test folder is complete
+
+    Why: an answer for each picture is asked for, and a missing one counts as wrong.
+    Do: unpack the archive of test pictures again.
+    """
+    if case.test is None:
+        return "there is no test folder"
+    ids = sorted(int(label) for label in case.test.labels)
+    missing = sorted(set(range(1, max(ids) + 1)) - set(ids))
+    if missing:
+        raise Doubt(f"{len(ids):,} pictures up to number {ids[-1]:,} without {some(missing)}")
+    return f"{len(ids):,} pictures"
+
+
+CHECKS = [
+    classes_are_balanced,
+    pictures_can_be_read,
+    samples_fit_the_loader,
+    pictures_are_large_enough,
+    labels_are_in_range,
+    labels_stay_with_their_pictures,
+    splits_share_no_picture,
+    few_pictures_are_twice_there,
+    values_lie_around_zero,
+    only_train_is_augmented,
+    workers_agree,
+    no_shortcut,
+    test_ids_are_complete,
+]
