@@ -4,10 +4,7 @@ Read from top to bottom: the commands in the order one uses them, then what they
 calls `train_step` in utils/engine.py, and that is all there is up to `optimizer.step()`.
 """
 
-import json
 import sys
-import time
-from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
@@ -218,65 +215,50 @@ def check(**options) -> list[Finding]:
     Ends with exit code 1 if something is wrong.
     """
     opt = DefaultConfig(**options)
-    started, findings = time.monotonic(), []
+    table = diagnostics.Table(opt.json)
 
-    def show(checks: list, case: object) -> None:
-        for finding in diagnostics.run(checks, case):
-            findings.append(finding)
-            print("" if opt.json else finding, end="" if opt.json else "\n", flush=True)
-
-    # The data.
+    # step 1: the data
     device, amp = open_device(opt)
-    splits = {"train": opt.train_data_root, "val": opt.train_data_root, "test": opt.test_data_root}
-    train_data, val_data, test_data = (
-        open_split(opt, mode) if Path(root).exists() else None for mode, root in splits.items()
-    )
+    train_data, val_data = open_split(opt, "train"), open_split(opt, "val")
+    test_data = open_split(opt, "test") if Path(opt.test_data_root).exists() else None
     about_data = check_data.Case(
         train_data, val_data, test_data, lambda part, n: data.Loader(part, 8, n, seed=opt.seed)
     )
-    show(check_data.CHECKS, about_data)
+    table.fill(check_data.CHECKS, about_data)
 
-    # The model, and how it learns.
+    # step 2: the model
     images, labels = about_data.train_batch
-    first = check_learning.spread(labels, 8)
+    few, classes = check_learning.spread(labels, 8), list(train_data.classes)
     about_model = check_model.Case(
-        lambda classes: build_model(opt, classes),
-        images[first],
-        labels[first],
-        train_data.num_classes,
-        opt.lr,
+        lambda number: build_model(opt, number), images[few], labels[few], len(classes), opt.lr
     )
-    show(check_model.CHECKS, about_model)
+    table.fill(check_model.CHECKS, about_model)
+
+    # step 3: how it learns
     firm = DefaultConfig(**{**vars(opt), "dropout": 0.0})
 
     def rehearse(folder: Path) -> None:
-        few = {"train_data_root": about_data.copy(folder / "train", 12), "checkpoint_root": folder}
-        few |= {"max_epoch": 2, "batch_size": 8, "num_workers": 0, "visdom_port": 1}
-        train(**{**options, **few, "accumulate": 1, "resume": False})
+        root = about_data.copy(folder / "train", 12)
+        short = {"train_data_root": root, "checkpoint_root": folder, **check_learning.SHORT}
+        train(**{**options, **short})
 
     about_learning = check_learning.Case(
-        lambda: build_model(firm, train_data.num_classes).to(device),
+        lambda: build_model(firm, len(classes)).to(device),
         images.to(device),
         labels.to(device),
-        list(train_data.classes),
+        classes,
         build_criterion(opt, train_data).to(device),
         amp,
         opt.lr,
         opt.clip_norm,
         rehearse if about_data.files else None,
     )
-    show(check_learning.CHECKS, about_learning)
-
-    counts = Counter(finding.mark for finding in findings)
-    if opt.json:
-        print(json.dumps([finding._asdict() for finding in findings], ensure_ascii=False))
-    else:
-        marks = ", ".join(f"{counts[mark]} {mark}" for mark in "✓!✗")
-        picture = check_learning.draw_flow(about_learning, Path(opt.checkpoint_root))
-        print(f"{marks} in {time.monotonic() - started:.0f} s; the gradients by layer: {picture}")
-    if counts["✗"]:
+    table.fill(check_learning.CHECKS, about_learning)
+    picture = check_learning.draw_flow(about_learning, Path(opt.checkpoint_root))
+    table.close(f"the gradients by layer are in {picture}")
+    if table.wrong:
         sys.exit(1)
-    return findings
+    return table.findings
 
 
 def help() -> None:

@@ -640,7 +640,11 @@ def test_the_command_finds_nothing_wrong_with_the_project(pictures, tmp_path, ca
     out = capsys.readouterr().out
     assert "✗" not in out.replace("0 ✗", "")
     assert (tmp_path / "gradients.png").stat().st_size > 10_000
-    assert [path.name for path in tmp_path.iterdir()] == ["gradients.png"]  # no run is left behind
+    rows = (tmp_path / "gradients.csv").read_text().splitlines()
+    assert rows[0] == "name,mean,max,update,reached"
+    assert len(rows) == 1 + 26  # a row a weight
+    names = sorted(path.name for path in tmp_path.iterdir())
+    assert names == ["gradients.csv", "gradients.png"]  # no run is left behind
 
 
 # While a training goes on.

@@ -64,7 +64,7 @@ class Bench:
                 raise Enough
 
         ours, main.pause_if_asked = main.pause_if_asked, note
-        defaults = {"visdom_port": 1, "print_freq": 10**6, "save_minutes": 10**6}
+        defaults = {"visdom_port": 1, "print_freq": 10**6, "save_minutes": 10**6, "checks": "off"}
         try:
             with suppress(Enough), open(os.devnull, "w") as nowhere, redirect_stdout(nowhere):
                 main.train(
@@ -183,6 +183,7 @@ def run_benchmarks() -> None:
             ("pipeline on one core / bare decode", bench.pipeline, bench.decode),
             ("pipeline from memory / from files", bench.cached_pipeline, bench.pipeline),
             ("viewers at every step / none", viewers, bench.train),
+            ("checks at every step / off", partial(bench.train, checks="always"), bench.train),
             ("a save at every step / none", partial(bench.train, save_minutes=1e-9), bench.train),
         ]
         print(f"{bench.name} at {bench.size} px in {bench.amp.name}, medians of {wanted.rounds}")

@@ -5,7 +5,10 @@ and what to do. It returns what it saw, or raises Wrong (✗) or Doubt (!). test
 the same functions as tests.
 """
 
+import json
 import re
+import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
@@ -30,6 +33,32 @@ class Finding(NamedTuple):
     def __str__(self) -> str:
         line = f"{self.mark} {self.name}: {self.seen}"
         return line if self.mark == "✓" else f"{line}\n    why: {self.why}\n    do:  {self.do}"
+
+
+class Table:
+    """What the checks found, shown as it comes, or for machines as JSON at the end."""
+
+    def __init__(self, as_json: bool = False) -> None:
+        self.as_json, self.started = as_json, time.monotonic()
+        self.findings: list[Finding] = []
+
+    def fill(self, checks: Iterable[Check], case: Any) -> None:
+        for finding in run(checks, case):
+            self.findings.append(finding)
+            if not self.as_json:
+                print(finding, flush=True)
+
+    def close(self, words: str) -> None:
+        counts = Counter(finding.mark for finding in self.findings)
+        marks = ", ".join(f"{counts[mark]} {mark}" for mark in "✓!✗")
+        rows = [finding._asdict() for finding in self.findings]
+        seconds = time.monotonic() - self.started
+        line = f"{marks} in {seconds:.0f} s; {words}"
+        print(json.dumps(rows, ensure_ascii=False) if self.as_json else line)
+
+    @property
+    def wrong(self) -> bool:
+        return any(finding.mark == "✗" for finding in self.findings)
 
 
 def run(checks: Iterable[Check], case: Any) -> Iterator[Finding]:

@@ -17,13 +17,15 @@ from torch.nn.modules.module import register_module_forward_pre_hook
 from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
-from utils import engine
+from utils import engine, runs
 from utils.seed import seed_everything
 
 from . import Doubt, Wrong
 
 STEPS = 60  # enough for a model that learns to learn eight pictures by heart
 SECONDS = 20.0  # for learning a hundred
+SHORT = {"max_epoch": 2, "batch_size": 8, "accumulate": 1}  # a rehearsal of the command train
+SHORT |= {"num_workers": 0, "visdom_port": 1, "resume": False}
 
 
 @dataclass
@@ -244,9 +246,10 @@ def gradient_flow(case: Case) -> list[dict[str, Any]]:
 
 
 def draw_flow(case: Case, folder: Path) -> Path:
-    """Draw gradients and updates by layer, from the input on the left to the output."""
+    """Write gradients.csv, and draw it: by layer, from the input on the left to the output."""
     table, path = gradient_flow(case), folder / "gradients.png"
     folder.mkdir(parents=True, exist_ok=True)
+    runs.write_csv(path.with_suffix(".csv"), table)
     from matplotlib.figure import Figure  # slow to load
 
     figure = Figure(figsize=(max(6, 0.25 * len(table)), 6), layout="constrained")

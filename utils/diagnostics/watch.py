@@ -21,8 +21,8 @@ class NotFinite(FloatingPointError):
 class Watch:
     """`with Watch(...):` looks at every gradient before it is used, in one wait for the device.
 
-    mode (--checks): "start" takes its hooks off after START steps, "always" never, "off" sets none. A loss, an
-    output or a weight that is not finite shows in the gradient as well.
+    mode (--checks): "start" takes its hooks off after START steps, "always" never, "off" sets none.
+    A loss, an output or a weight that is not finite shows in the gradient as well.
     """
 
     def __init__(
