@@ -45,7 +45,7 @@ class DefaultConfig(Options):
     train_data_root: InputPath = "data/demo/train"  # folder with the labelled pictures
     test_data_root: InputPath = "data/demo/test1"  # folder with the pictures to classify
     image_size: ImageSize = 128  # pixels a side; smaller is faster, larger sees finer detail
-    crop_scale: Fraction = 0.35  # smallest share of a picture that a training crop shows
+    crop_scale: Fraction = 0.5  # smallest share of a picture that a training crop shows
     num_workers: WholeNumber | None = None  # loader processes; None: one a core, at most 8
     cache: Literal["none", "ram", "disk"] = "none"  # where decoded pictures are kept
     cache_root: str = "data/cache"  # folder for --cache=disk; delete it at will

@@ -96,8 +96,7 @@ def train(**options) -> Path:
     }
     stop = Stop()
     keeper = checkpoint.Keeper(run / "last.pth", live, facts, opt.save_minutes, stop, disk)
-    advice = f"What is saved is good: --resume={run} --allow-changes with a lower --lr goes on"
-    watch = Watch(opt.checks, model, optimizer, amp.autocast, log, advice)
+    watch = Watch(opt.checks, model, optimizer, amp.autocast, log, keeper)
     first_epoch, first_step, history = keeper.restore(saved)  # history has a row an epoch
     if saved:
         log(f"goes on at epoch {first_epoch + 1}, step {first_step + 1}")
@@ -215,47 +214,47 @@ def check(**options) -> list[Finding]:
     Ends with exit code 1 if something is wrong.
     """
     opt = DefaultConfig(**options)
-    table = diagnostics.Table(opt.json)
-
-    # step 1: the data
     device, amp = open_device(opt)
-    train_data, val_data = open_split(opt, "train"), open_split(opt, "val")
-    test_data = open_split(opt, "test") if Path(opt.test_data_root).exists() else None
-    about_data = check_data.Case(
-        train_data, val_data, test_data, lambda part, n: data.Loader(part, 8, n, seed=opt.seed)
-    )
-    table.fill(check_data.CHECKS, about_data)
+    with diagnostics.Table(opt.json) as table:
+        # step 1: the data
+        about_data = check_data.Case(
+            open_split(opt, "train"),
+            open_split(opt, "val"),
+            lambda: open_split(opt, "test") if Path(opt.test_data_root).exists() else None,
+            lambda dataset, workers: data.Loader(dataset, 8, workers, seed=opt.seed),
+        )
+        table.fill(check_data.CHECKS, about_data)
+        images, labels = about_data.train_batch
+        few = check_learning.spread(labels, 8)
+        classes = list(about_data.train.classes)
 
-    # step 2: the model
-    images, labels = about_data.train_batch
-    few, classes = check_learning.spread(labels, 8), list(train_data.classes)
-    about_model = check_model.Case(
-        lambda number: build_model(opt, number), images[few], labels[few], len(classes), opt.lr
-    )
-    table.fill(check_model.CHECKS, about_model)
+        # step 2: the model
+        about_model = check_model.Case(
+            lambda number: build_model(opt, number), images[few], labels[few], len(classes), opt.lr
+        )
+        table.fill(check_model.CHECKS, about_model)
 
-    # step 3: how it learns
-    firm = DefaultConfig(**{**vars(opt), "dropout": 0.0})
+        # step 3: how it learns; dropout would only hide whether it can
+        firm = DefaultConfig(**{**vars(opt), "dropout": 0.0})
 
-    def rehearse(folder: Path) -> None:
-        root = about_data.copy(folder / "train", 12)
-        short = {"train_data_root": root, "checkpoint_root": folder, **check_learning.SHORT}
-        train(**{**options, **short})
+        def rehearse(root: Path) -> None:
+            short = {"train_data_root": root, "checkpoint_root": root.parent}
+            train(**{**options, **short, **check_learning.SHORT})
 
-    about_learning = check_learning.Case(
-        lambda: build_model(firm, len(classes)).to(device),
-        images.to(device),
-        labels.to(device),
-        classes,
-        build_criterion(opt, train_data).to(device),
-        amp,
-        opt.lr,
-        opt.clip_norm,
-        rehearse if about_data.files else None,
-    )
-    table.fill(check_learning.CHECKS, about_learning)
-    picture = check_learning.draw_flow(about_learning, Path(opt.checkpoint_root))
-    table.close(f"the gradients by layer are in {picture}")
+        about_learning = check_learning.Case(
+            lambda: build_model(firm, len(classes)).to(device),
+            images.to(device),
+            labels.to(device),
+            classes,
+            build_criterion(opt, about_data.train).to(device),
+            amp,
+            opt.lr,
+            opt.clip_norm,
+            about_data.copy,
+            rehearse,
+            Path(opt.checkpoint_root),
+        )
+        table.fill(check_learning.CHECKS, about_learning)
     if table.wrong:
         sys.exit(1)
     return table.findings

@@ -31,7 +31,7 @@ class RamCache:
     def __init__(self, count: int, path: Callable[[int], Path], read: Read) -> None:
         some = range(0, count, max(1, count // SAMPLE))
         sizes = [sample_size(path(index), read) for index in some]
-        need = int(1.1 * count * sum(sizes) / len(sizes))
+        need = max(1, int(1.1 * count * sum(sizes) / len(sizes)))
         size = min(need, free_memory() // 2)
         self.store = torch.empty(size, dtype=torch.uint8).share_memory_()
         self.start = torch.full((count,), -1, dtype=torch.int64).share_memory_()
@@ -67,6 +67,7 @@ class DiskCache:
     """
 
     def __init__(self, root: Path, kind: str) -> None:
+        root.mkdir(parents=True, exist_ok=True)
         self.root, self.kind = root, kind
         self.words = str(root)
 
@@ -81,11 +82,13 @@ class DiskCache:
             return Image.fromarray(np.load(kept))
         image = read(path)
         temporary = kept.with_suffix(f".{os.getpid()}")
-        with suppress(OSError):
-            kept.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            kept.parent.mkdir(exist_ok=True)
             with open(temporary, "wb") as file:
                 np.save(file, np.asarray(image))
             os.replace(temporary, kept)
+        except OSError:
+            temporary.unlink(missing_ok=True)
         return image
 
 

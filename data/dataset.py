@@ -19,7 +19,6 @@ from .transforms import Transform, eval_transforms, train_transforms
 
 FORMATS = ["JPEG", "PNG", "BMP", "WEBP", "GIF"]  # by content: photos often carry a wrong suffix
 MAX_PIXELS = 100_000_000  # larger pictures are taken for decompression bombs
-EXAMPLES = dict.fromkeys(("train", "val"), "cat.12.jpg or dog.12.jpg") | {"test": "12.jpg"}
 SUFFIXES = "jpe?g|png|bmp|webp"
 SYSTEM_FILES = {"thumbs.db", "desktop.ini"}
 
@@ -46,7 +45,7 @@ class DogCat(Dataset):
         transforms: Transform | None = None,
         mode: Literal["train", "val", "test"] = "train",
         image_size: int = 224,
-        crop_scale: float = 0.35,
+        crop_scale: float = 0.5,
         val_share: float = 0.3,
     ) -> None:
         self.root, self.mode = Path(root), mode
@@ -59,7 +58,8 @@ class DogCat(Dataset):
         self.read = partial(read_image, side=self.side)
         self.cache = no_cache
         self.rejected: dict[str, str] = {}  # name: why it was left out
-        names = "()" if mode == "test" else rf"({'|'.join(self.classes)})\."
+        self.kinds = [kind.lower() for kind in self.classes]  # as file names are compared
+        names = "()" if mode == "test" else rf"({'|'.join(map(re.escape, self.kinds))})\."
         found = self._find(re.compile(rf"{names}(\d{{1,18}})\.({SUFFIXES})", re.I | re.A))
         self.fingerprint = hashlib.sha256(repr(found).encode()).hexdigest()  # of both splits
         seen = len(found)
@@ -71,7 +71,7 @@ class DogCat(Dataset):
         self.names = np.array([row[2].encode() for row in found])
         if not found:
             raise FileNotFoundError(
-                f"{self.root} has no picture named like {EXAMPLES[mode]} for {mode}; "
+                f"{self.root} has no picture named like {self.example} for {mode}; "
                 f"it has {f'only {seen}' if seen else self._seen()}"
             )
 
@@ -91,6 +91,12 @@ class DogCat(Dataset):
             self.cache = RamCache(len(self), self.path, self.read)
         elif where == "disk":
             self.cache = DiskCache(Path(folder), kind=f"Pillow {PIL.__version__}, {self.side}")
+
+    @property
+    def example(self) -> str:
+        """How a file of this split is named."""
+        names = "" if self.mode == "test" else [f"{kind}." for kind in self.kinds]
+        return " or ".join(f"{name}12.jpg" for name in names or [""])
 
     @property
     def num_classes(self) -> int:
@@ -123,13 +129,13 @@ class DogCat(Dataset):
                 continue
             match = pattern.fullmatch(entry.name)
             if not match:
-                self.rejected[entry.name] = "its name is not like " + EXAMPLES[self.mode]
+                self.rejected[entry.name] = "its name is not like " + self.example
             elif not entry.is_file():
                 self.rejected[entry.name] = "it is not a file"
             elif self.mode == "test" and int(match[2]) in taken:
                 self.rejected[entry.name] = "another picture has the same number"
             else:
-                label = self.classes.index(match[1].lower()) if match[1] else 0
+                label = self.kinds.index(match[1].lower()) if match[1] else 0
                 found.append((label, int(match[2]), entry.name))
                 if self.mode == "test":
                     taken.add(int(match[2]))

@@ -27,7 +27,7 @@ class BasicModule(nn.Module):
     """A base for models: `class Mine(BasicModule)` with `__init__(self, num_classes, dropout)`."""
 
     pretrained_url = ""  # torchvision's ImageNet weights for this architecture
-    head = ""  # the classifier, which `load_pretrained` leaves as it is
+    head_name = ""  # the classifier, which `load_pretrained` leaves as it is
 
     @property
     def num_parameters(self) -> int:
@@ -75,10 +75,10 @@ class BasicModule(nn.Module):
 
         Raises CheckpointError, which names the file and the folder, where it cannot be downloaded.
         """
-        if not (self.pretrained_url and self.head):
+        if not (self.pretrained_url and self.head_name):
             raise CheckpointError(
                 f"there are no pretrained weights for {type(self).__name__}: "
-                "it has no `pretrained_url` and `head`"
+                "it has no `pretrained_url` and `head_name`"
             )
         try:
             state = torch.hub.load_state_dict_from_url(
@@ -91,9 +91,13 @@ class BasicModule(nn.Module):
                 f"put that file into {folder} and run again"
             ) from error
         body = {
-            name: value for name, value in state.items() if not name.startswith(f"{self.head}.")
+            name: value
+            for name, value in state.items()
+            if not name.startswith(f"{self.head_name}.")
         }
-        own_head = {n: v for n, v in self.state_dict().items() if n.startswith(f"{self.head}.")}
+        own_head = {
+            n: v for n, v in self.state_dict().items() if n.startswith(f"{self.head_name}.")
+        }
         self.load_weights(body | own_head, source=self.pretrained_url)
 
 

@@ -42,7 +42,7 @@ class SqueezeNet(BasicModule):
     """
 
     pretrained_url = "https://download.pytorch.org/models/squeezenet1_1-b8a52dc0.pth"
-    head = "classifier"
+    head_name = "classifier"
 
     def __init__(self, num_classes: int, dropout: float = 0.5) -> None:
         super().__init__()

@@ -54,7 +54,9 @@ class DataTestsMixin:
 
     def data_case(self) -> data.Case:
         splits = [self.make_dataset(mode) for mode in ("train", "val")]
-        return data.Case(*splits, None, lambda part, workers: Loader(part, 8, workers, seed=1))
+        return data.Case(
+            *splits, lambda: None, lambda part, workers: Loader(part, 8, workers, seed=1)
+        )
 
     def test_splits_are_disjoint_and_complete(self):
         train, val = ([*self.make_dataset(mode).names] for mode in ("train", "val"))

@@ -530,14 +530,25 @@ def test_pictures_in_memory_need_no_file_any_more(pictures, tmp_path):
         assert same([*loader.epoch(0)], seen)
 
 
-def test_pictures_on_the_disk_serve_the_next_run_and_a_full_disk_is_no_failure(pictures, tmp_path):
-    kept, nowhere = tmp_path / "cache", tmp_path / "file"
-    nowhere.write_text("no folder can be here")
+def test_pictures_on_the_disk_serve_the_next_run_and_a_full_disk_is_no_failure(
+    pictures, tmp_path, monkeypatch
+):
+    kept = tmp_path / "cache"
     first = [sample[0] for sample in val_samples(pictures / "train", kept)]
     assert len([*kept.glob("*/*.npy")]) == len(first)
-    for folder in (kept, nowhere):
-        again = val_samples(pictures / "train", folder)
-        assert all(torch.equal(one, other[0]) for one, other in zip(first, again, strict=True))
+    again = val_samples(pictures / "train", kept)
+    assert all(torch.equal(one, other[0]) for one, other in zip(first, again, strict=True))
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(np, "save", full)
+    again = val_samples(pictures / "train", tmp_path / "full")
+    assert all(torch.equal(one, other[0]) for one, other in zip(first, again, strict=True))
+    assert not [path for path in tmp_path.glob("full/*/*")]
+    (tmp_path / "file").write_text("no folder can be here")
+    with pytest.raises(OSError, match="file"):
+        val_samples(pictures / "train", tmp_path / "file")
 
 
 def val_samples(root: Path, cache_root: Path) -> list:

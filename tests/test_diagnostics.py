@@ -6,6 +6,7 @@ import subprocess
 import sys
 import unittest
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -168,6 +169,16 @@ class EndsInLogSoftmax(Sound):
         return super().forward(images).log_softmax(dim=1)
 
 
+class EndsInTanh(Sound):
+    def forward(self, images):
+        return super().forward(images).tanh()
+
+
+class EndsInSoftplus(Sound):
+    def forward(self, images):
+        return F.softplus(super().forward(images))
+
+
 class CentresOverTheBatch(Sound):
     def forward(self, images):
         logits = super().forward(images)
@@ -209,6 +220,12 @@ class AlwaysSaysTheSame(Sound):
 class CountsInEval(Sound):
     def forward(self, images):
         self.norm.train()
+        return super().forward(images)
+
+
+class FreezesItsNormInForward(Sound):
+    def forward(self, images):
+        self.norm.eval()
         return super().forward(images)
 
 
@@ -306,12 +323,14 @@ FAULTS = {
         *(HasNoGradInTheMiddle, TakesData, Rounds, IsFrozen),
     ],
     "first_loss": [HasLargeWeights],
-    "logits_not_probabilities": [EndsInSoftmax, EndsInSigmoid, EndsInRelu, EndsInLogSoftmax],
+    "logits_not_probabilities": [
+        *(EndsInSoftmax, EndsInSigmoid, EndsInRelu, EndsInLogSoftmax, EndsInTanh, EndsInSoftplus),
+    ],
     "no_picture_sees_another": [
         *(CentresOverTheBatch, MixesTheLastTwo, ReshapesWrongly, TakesSoftmaxOverTheBatch),
     ],
     "the_whole_picture_counts": [LooksAtACorner, LooksAtRed, AlwaysSaysTheSame],
-    "eval_leaves_the_model_alone": [CountsInEval],
+    "eval_leaves_the_model_alone": [CountsInEval, FreezesItsNormInForward],
     "dropout_works_in_training_alone": [ForgetsDropoutsMode, DropsNothing],
     "comes_back_from_its_file": [SavesHalf, KeepsSomethingToItself],
     "activations_keep_their_size": [Explodes, Vanishes],
@@ -346,7 +365,59 @@ class StartsWithAHeadOfZeros(Sound):
         nn.init.zeros_(self.fc.bias)
 
 
-@pytest.mark.parametrize("model", [Sound, StartsWithAHeadOfZeros])
+class HasAttention(BasicModule):
+    def __init__(self, num_classes):
+        super().__init__()
+        self.patches = nn.Conv2d(3, 32, 8, 8)
+        self.norm = nn.LayerNorm(32)
+        self.attention = nn.MultiheadAttention(32, 4, batch_first=True)
+        self.head = nn.Linear(32, num_classes)
+
+    def forward(self, images):
+        x = self.patches(images).flatten(2).transpose(1, 2)
+        y = self.norm(x)
+        return self.head((x + self.attention(y, y, y)[0]).mean(dim=1))
+
+
+class HasGroupNorm(Sound):
+    def __init__(self, num_classes):
+        super().__init__(num_classes)
+        self.norm = nn.GroupNorm(4, 16)
+
+
+class StartsABranchFromZero(Sound):
+    def __init__(self, num_classes):
+        super().__init__(num_classes)
+        self.branch = nn.Sequential(nn.Conv2d(16, 16, 3, padding=1, groups=16), nn.BatchNorm2d(16))
+        nn.init.zeros_(self.branch[1].weight)
+
+    def features(self, images):
+        x = self.norm(self.conv(images)).relu()
+        return (x + self.branch(x)).amax(dim=(2, 3))
+
+
+class HasAFrozenBackbone(Sound):
+    def __init__(self, num_classes):
+        super().__init__(num_classes)
+        self.conv.requires_grad_(False)
+        self.norm.requires_grad_(False)
+        self.deep = nn.Sequential(nn.Linear(16, 16), nn.ReLU())
+        nn.init.kaiming_normal_(self.deep[0].weight)
+
+    def train(self, mode=True):
+        super().train(mode)
+        self.norm.eval()
+        return self
+
+    def features(self, images):
+        return self.deep(super().features(images))
+
+
+SOUND = [Sound, StartsWithAHeadOfZeros, HasAttention, HasGroupNorm]
+SOUND += [StartsABranchFromZero, HasAFrozenBackbone]
+
+
+@pytest.mark.parametrize("model", SOUND)
 def test_a_sound_model_raises_no_alarm(model):
     assert alarms(check_model.CHECKS, model_case(model)) == {}
 
@@ -381,7 +452,10 @@ def test_the_mixin_fails_where_the_check_does_and_nowhere_else():
 
 def data_case(root: Path, kind: type[DogCat] = DogCat, test: Path | None = None):
     splits = [kind(root, mode=mode, image_size=32) for mode in ("train", "val")]
-    tests = kind(test, mode="test", image_size=32) if test else None
+
+    def tests() -> DogCat | None:
+        return kind(test, mode="test", image_size=32) if test else None
+
     return check_data.Case(*splits, tests, lambda part, workers: Loader(part, 8, workers))
 
 
@@ -576,8 +650,8 @@ class Shuffles(engine.ClassificationLoss):
         ({"criterion": Ascends()}, "a_step_lowers_the_loss", ""),
         ({"criterion": IsConstant()}, "a_step_lowers_the_loss", ""),
         ({"criterion": Shuffles()}, "learns_a_batch_by_heart", "no more at others"),
-        ({"lr": 30.0}, "learns_a_batch_by_heart", "lr 30 is too high"),
-        ({"lr": 1e-6}, "learns_a_batch_by_heart", "lr 1e-06 is too low"),
+        ({"lr": 30.0}, "learns_a_batch_by_heart", "at lr 30, which is too high"),
+        ({"lr": 1e-6}, "learns_a_batch_by_heart", "at lr 1e-06, which is too low"),
         ({"lr": 1e-7}, "updates_have_a_sensible_size", ""),
         ({"model": AlwaysSaysTheSame}, "learns_a_batch_by_heart", ""),
         ({"lr": 30.0}, "learns_a_hundred_pictures", ""),
@@ -648,6 +722,8 @@ def test_the_command_finds_nothing_wrong_with_the_project(pictures, tmp_path, ca
 
 
 # While a training goes on.
+
+NO_KEEPER = SimpleNamespace(path=Path("nothing.pth"), wait=lambda: None)
 
 
 def run_of(pictures: Path, root: Path, **options) -> Path:
@@ -721,7 +797,7 @@ def test_a_gradient_that_is_not_finite_is_told_from_an_output():
     before = [p.detach().clone() for p in model.parameters()]
     parts = (engine.ClassificationLoss(), optimizer, check_model.FP32)
     with (
-        Watch("always", model, optimizer, check_model.FP32.autocast, print, ""),
+        Watch("always", model, optimizer, check_model.FP32.autocast, print, NO_KEEPER),
         pytest.raises(FloatingPointError, match=r"the gradient of \S+ is not finite"),
     ):
         engine.train_step(model, images, labels, *parts)
@@ -739,10 +815,10 @@ def test_the_first_steps_are_looked_at_and_then_no_hook_is_left():
     model, seen = HasAnIdleLayer(2).train(), []
     optimizer = engine.build_optimizer(model, 0.01, 0.0)
     case = model_case(Sound)
-    Watch("start", model, optimizer, check_model.FP32.autocast, seen.append, "")
+    Watch("start", model, optimizer, check_model.FP32.autocast, seen.append, NO_KEEPER)
     for step in range(25):
-        assert bool(model._forward_pre_hooks) == (step < 20)
-        assert bool(optimizer._optimizer_step_pre_hooks) == (step < 20)
+        assert bool(model._forward_pre_hooks) == (step <= 20)
+        assert bool(optimizer._optimizer_step_pre_hooks) == (step <= 20)
         criterion = engine.ClassificationLoss()
         engine.train_step(model, case.images, case.labels, criterion, optimizer, check_model.FP32)
     assert seen == ["no gradient reaches idle.weight, idle.bias: python main.py check says why"]

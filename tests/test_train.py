@@ -4,6 +4,7 @@ import csv
 import json
 import os
 import pickle
+import re
 import runpy
 import shutil
 import signal
@@ -683,3 +684,31 @@ def test_real_photos_go_through_train_and_test(photos, tmp_path, command):
         == sorted(int(path.stem) for path in (tmp_path / "test1").iterdir())
     )
     assert all(0 < label < 1 for label in found.values())
+
+
+def test_the_readmes_model_and_data_set_train_as_they_stand_there(pictures, tmp_path):
+    project = Path(main.__file__).parent
+    skip = shutil.ignore_patterns(".*", "checkpoints", "tests", "__pycache__")
+    copy = shutil.copytree(project, tmp_path / "project", ignore=skip)
+    for block in re.findall(r"```python\n(.+?)```", (copy / "README.md").read_text(), re.S):
+        path = re.match(r"# (\S+)\n", block)[1]
+        (copy / path).write_text(block)
+    for package, line in (
+        ("models", "from .tiny import Tiny"),
+        ("data", "from .flowers import Flowers"),
+    ):
+        assert f"`{line}`" in (copy / "README.md").read_text()
+        with (copy / package / "__init__.py").open("a") as file:
+            file.write(f"{line}\n")
+    flowers = tmp_path / "flowers"
+    flowers.mkdir()
+    for path in (pictures / "train").iterdir():
+        name = path.name.replace("cat", "rose").replace("dog", "tulip")
+        shutil.copy(path, flowers / name)
+    command = [sys.executable, "main.py", "train", "--model=Tiny", "--dataset=Flowers"]
+    command += [f"--train-data-root={flowers}", "--max-epoch=1", "--image-size=64"]
+    done = subprocess.run([*command, "--num-workers=0"], cwd=copy, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "21 rose, 21 tulip" in done.stdout
+    bad = subprocess.run([*command, "--seed=x"], cwd=copy, capture_output=True, text=True)
+    assert bad.returncode == 2

@@ -7,10 +7,13 @@ the same functions as tests.
 
 import json
 import re
+import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
+
+from utils.signals import Stopped
 
 Check = Callable[[Any], str]
 
@@ -41,6 +44,8 @@ class Table:
     def __init__(self, as_json: bool = False) -> None:
         self.as_json, self.started = as_json, time.monotonic()
         self.findings: list[Finding] = []
+        if hasattr(sys.stdout, "reconfigure"):
+            sys.stdout.reconfigure(encoding="utf-8")  # a pipe on Windows has no ✓ otherwise
 
     def fill(self, checks: Iterable[Check], case: Any) -> None:
         for finding in run(checks, case):
@@ -48,12 +53,15 @@ class Table:
             if not self.as_json:
                 print(finding, flush=True)
 
-    def close(self, words: str) -> None:
+    def __enter__(self) -> "Table":
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        """Sum up, also when the rest cannot be checked."""
         counts = Counter(finding.mark for finding in self.findings)
         marks = ", ".join(f"{counts[mark]} {mark}" for mark in "✓!✗")
         rows = [finding._asdict() for finding in self.findings]
-        seconds = time.monotonic() - self.started
-        line = f"{marks} in {seconds:.0f} s; {words}"
+        line = f"{marks} in {time.monotonic() - self.started:.0f} s"
         print(json.dumps(rows, ensure_ascii=False) if self.as_json else line)
 
     @property
@@ -72,6 +80,8 @@ def run(checks: Iterable[Check], case: Any) -> Iterator[Finding]:
             mark, seen = "!", str(doubt)
         except Wrong as wrong:
             mark, seen = "✗", str(wrong)
+        except Stopped:
+            raise
         except Exception as error:  # of a stranger's model or data set
             mark, seen = "✗", " ".join(f"it raises {type(error).__name__}: {error}".split())[:300]
         yield Finding(mark, name.strip(), seen, *words)

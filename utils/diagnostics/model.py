@@ -40,7 +40,7 @@ class Case:
     def trained(self, model: nn.Module | None = None) -> nn.Module:
         """Train for three steps: what starts from zero, as last layers may, has moved by then."""
         model = model or self.model(training=True)
-        optimizer = engine.build_optimizer(model, self.lr, weight_decay=0.0)
+        optimizer = engine.build_optimizer(model, min(self.lr, 1e-3), weight_decay=0.0)
         criterion = engine.ClassificationLoss()
         torch.manual_seed(0)
         for _ in range(3):
@@ -96,7 +96,7 @@ def all_is_registered(case: Case) -> str:
 
 def flat(value: Any) -> Iterator[nn.Module | Tensor]:
     """Modules and tensors in an attribute, within lists and dicts too."""
-    if isinstance(value, nn.Module | Tensor):
+    if isinstance(value, nn.Module) or (isinstance(value, Tensor) and value.is_leaf):
         yield value
     elif isinstance(value, dict | list | tuple | set):
         for part in value.values() if isinstance(value, dict) else value:
@@ -138,19 +138,34 @@ def logits_not_probabilities(case: Case) -> str:
     Why: the loss takes the softmax itself; on top of another one, or of a ReLU, it hardly learns.
     Do: return what the last layer gives, without softmax, sigmoid or ReLU.
     """
+    model, called = case.trained().eval(), []
+    hooks = [
+        module.register_forward_hook(lambda module, *_: called.append(module))
+        for module in model.modules()
+        if any(True for _ in module.parameters(recurse=False))
+    ]
     with torch.no_grad():
-        model = case.trained().eval()
-        logits, more = model(case.images).double(), model(8 * case.images).double()
-    both = torch.cat([logits, more])
-    if both.min() >= 0 and (both.sum(dim=1) - 1).abs().max() < 1e-4:
+        logits = model(case.images).double()
+        for hook in hooks:
+            hook.remove()
+        outputs = []
+        for factor in (1000, -1000):  # logits follow what the last layer gives, with either sign
+            hook = called[-1].register_forward_hook(lambda *parts, by=factor: parts[2] * by)
+            outputs.append(model(case.images).double())
+            hook.remove()
+    both, seen = torch.cat(outputs), f"{logits.min():.3g} … {logits.max():.3g}"
+    low, high = both.min().item(), both.max().item()
+    if low >= 0 and (both.sum(dim=1) - 1).abs().max() < 1e-4:
         raise Wrong("each row is a probability: there is a softmax at its end")
     if both.logsumexp(dim=1).abs().max() < 1e-4:
         raise Doubt("each row is a log-probability: the loss takes the logarithm again")
-    if both.min() >= 0 and both.max() <= 1 and both.std() > 0:
+    if low >= 0 and high <= 1:
         raise Wrong("all outputs lie within 0 … 1: there is a sigmoid or the like at its end")
-    if (both == 0).any() and (both.min() >= 0 or both.max() <= 0):
-        raise Wrong("no output is negative and some are exactly 0: there is a ReLU at its end")
-    return f"{logits.min():.3g} … {logits.max():.3g}"
+    if low >= 0 or high <= 0:
+        raise Wrong("all outputs have one sign: there is a ReLU, a softplus or the like at its end")
+    if max(-low, high) < 20 * logits.abs().max():
+        raise Doubt(f"{seen}, and no further: there is a tanh or a normalisation at its end")
+    return seen
 
 
 def gradient_reaches_every_weight(case: Case) -> str:
@@ -189,10 +204,13 @@ def gradient_reaches_every_weight(case: Case) -> str:
         zero = [name for name, p in trainable if not p.grad.any()]
     if zero:
         raise Wrong(f"it is exactly 0 at {some(zero)}")
+    containers = (nn.Identity, nn.Sequential, nn.ModuleList, nn.ModuleDict)
     skipped = [
-        name for name, module in model.named_modules()
-        if name not in called and not any(module.children()) and not isinstance(module, nn.Identity)
-    ]  # fmt: skip
+        name
+        for name, module in model.named_modules()
+        if name not in called and not isinstance(module, containers)
+        if not any(module.children()) and not any(True for _ in module.parameters())
+    ]
     if skipped:
         raise Doubt(f"forward never calls {some(skipped)}")
     return f"{len(trainable)} tensors"
@@ -270,6 +288,8 @@ def the_whole_picture_counts(case: Case) -> str:
     if not logits.requires_grad:
         raise Wrong("the answer does not depend on the picture by any gradient")
     logits.double().square().sum().backward()
+    if images.grad is None:
+        raise Doubt("no gradient reaches the picture: is there a no_grad around a frozen part?")
     reach = images.grad.abs()
     if not reach.flatten(1).any(dim=1).all():
         raise Wrong("the answer to some picture does not depend on it")
@@ -293,8 +313,11 @@ def dropout_works_in_training_alone(case: Case) -> str:
     model = case.trained().eval()
     if not torch.equal(model(case.images), model(case.images)):
         raise Wrong("two passes over one batch differ")
-    dropouts = [m for m in model.modules() if isinstance(m, nn.modules.dropout._DropoutNd) and m.p]
-    if dropouts and torch.equal(model.train()(case.images), model(case.images)):
+    kind = nn.modules.dropout._DropoutNd
+    dropouts = [m for m in model.train().modules() if isinstance(m, kind) and m.p]
+    if any(p.requires_grad is False for p in model.parameters()):  # a frozen part may stay in eval
+        dropouts = [m for m in dropouts if m.training]
+    if dropouts and torch.equal(model(case.images), model(case.images)):
         raise Wrong("two passes in training mode agree in each bit, in spite of dropout")
     return "two passes agree in each bit"
 
@@ -314,6 +337,11 @@ def eval_leaves_the_model_alone(case: Case) -> str:
     modes = [name or "the model" for name, module in model.named_modules() if module.training]
     if changed or modes:
         raise Wrong(f"a pass in eval mode changed {some(changed or modes)}")
+    before = {name: module.training for name, module in model.train().named_modules()}
+    model(case.images)
+    modes = [name for name, module in model.named_modules() if module.training != before[name]]
+    if modes:
+        raise Wrong(f"a pass in training mode sets {some(modes)} to eval mode")
     return f"{len(state)} tensors stay"
 
 
@@ -368,13 +396,14 @@ def activations_keep_their_size(case: Case) -> str:
     def note(name: str) -> Callable:
         def hook(_: nn.Module, __: Any, output: Any) -> None:
             if isinstance(output, Tensor) and output.is_floating_point():
+                sizes.pop(name, None)  # in the order of the last calls
                 sizes[name] = output.detach().float().square().mean().sqrt().item()
 
         return hook
 
     for name, module in model.named_modules():
-        if any(True for _ in module.parameters(recurse=False)):
-            module.register_forward_hook(note(name))
+        if any(p.abs().max() > 0.01 for p in module.parameters(recurse=False)):
+            module.register_forward_hook(note(name))  # what starts near 0 is meant to
     with torch.no_grad():
         model(case.images)
     bad = [name for name, size in sizes.items() if not math.isfinite(size)]

@@ -1,6 +1,7 @@
 """Watches a training: a step that would spoil the weights is not made, and its layer is named."""
 
 import copy
+from collections import deque
 from collections.abc import Callable
 from typing import Any
 
@@ -8,6 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim import Optimizer
+
+from utils.checkpoint import Keeper
 
 from . import some
 
@@ -32,10 +35,10 @@ class Watch:
         optimizer: Optimizer,
         autocast: torch.autocast,
         log: Callable[[str], None],
-        advice: str,
+        keeper: Keeper,
     ) -> None:
-        self.model, self.autocast, self.log, self.advice = model, autocast, log, advice
-        self.inputs: list[Tensor] = []  # of the step that is under way
+        self.model, self.autocast, self.log, self.keeper = model, autocast, log, keeper
+        self.inputs: deque[Tensor] = deque(maxlen=64)  # of the step that is under way
         self.steps, self.last = 0, START if mode == "start" else None
         self.hooks = []
         if mode != "off":
@@ -45,27 +48,35 @@ class Watch:
             ]
 
     def note(self, model: nn.Module, args: tuple) -> None:
-        if model.training:
+        if self.steps == self.last:
+            self.close()  # not in `look`, where torch still goes through the hooks
+        elif model.training and args:
             self.inputs.append(args[0])
 
     def look(self, optimizer: Optimizer, *_: Any) -> None:
         """Raise NotFinite before a bad step, with the layer where it began."""
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
         grads = [p.grad for p in parameters if p.grad is not None]
+        if self.steps == self.last:
+            return
         skipped = getattr(optimizer, "found_inf", None)  # GradScaler lets it pass over this step
         if skipped is None or not skipped:
             if grads and not torch.stack(torch._foreach_norm(grads)).isfinite().all():
-                raise NotFinite(
-                    f"{self.guilty()}; the weights were left as they are. {self.advice}"
-                )
+                raise NotFinite(f"{self.guilty()}; {self.advice()}")
             if self.steps == 0 and len(grads) < len(parameters):
                 idle = [n for n, p in self.model.named_parameters() if p.requires_grad]
                 idle = [n for n in idle if self.model.get_parameter(n).grad is None]
                 self.log(f"no gradient reaches {some(idle)}: python main.py check says why")
         self.inputs.clear()
         self.steps += 1
-        if self.steps == self.last:
-            self.close()
+
+    def advice(self) -> str:
+        self.keeper.wait()
+        saved = self.keeper.path
+        if not saved.exists():
+            return "the step is not made, and nothing saved yet: start again with a lower --lr"
+        words = f"--resume={saved.parent} --allow-changes with a lower --lr"
+        return f"the step is not made, and {saved} is good: {words} goes on"
 
     def __enter__(self) -> "Watch":
         return self
