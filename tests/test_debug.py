@@ -307,5 +307,5 @@ def test_an_error_opens_the_debugger_where_the_model_is(pictures, tmp_path):
         assert "SqueezeNet" in terminal.answer("p type(model).__name__")
         terminal.type("q")
         assert terminal.end() == 1
-        assert "the logits are not finite" in terminal.seen
+        assert "is not finite; the step is not made" in terminal.seen
         assert "Traceback" not in terminal.seen
