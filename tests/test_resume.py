@@ -16,6 +16,7 @@ from tests.crash.__main__ import Trials, differences, finished_run
 from utils import checkpoint
 from utils.options import UsageError
 from utils.runs import Disk
+from utils.signals import Stop, Stopped
 
 SMALL = {"image_size": 64, "batch_size": 8, "num_workers": 0, "visdom_port": 1, "debug_file": None}
 
@@ -269,6 +270,15 @@ with Stop():
         [sys.executable, "-c", code], cwd=project, capture_output=True, text=True
     )
     assert (result.returncode, result.stdout) == (130, "after 1\n")
+
+
+def test_what_fails_after_a_signal_is_not_taken_for_a_failure():
+    with pytest.raises(Stopped) as stopped, Stop():
+        os.kill(os.getpid(), signal.SIGTERM)
+        raise RuntimeError("DataLoader worker exited unexpectedly")  # the signal was its group's
+    assert stopped.value.exit_code == 143
+    with pytest.raises(RuntimeError), Stop():
+        raise RuntimeError("something else")
 
 
 def test_two_processes_do_not_share_a_run(straight):

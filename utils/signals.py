@@ -32,9 +32,11 @@ class Stop:
             self.handlers = {number: signal.signal(number, self._note) for number in SIGNALS}
         return self
 
-    def __exit__(self, *_: Any) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: Any) -> None:
         for number, handler in self.handlers.items():
             signal.signal(number, handler)
+        if kind and issubclass(kind, Exception):
+            self.check()  # a worker that the signal killed, say: the run was asked to end
 
     def _note(self, number: int, _: Any) -> None:
         if self.received is not None and number == signal.SIGINT:
