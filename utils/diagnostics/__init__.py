@@ -13,6 +13,8 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
+from torch import nn
+
 from utils.signals import Stopped
 
 Check = Callable[[Any], str]
@@ -92,3 +94,9 @@ def some(names: Iterable[Any], most: int = 4) -> str:
     names = [*map(str, names)]
     more = f" and {len(names) - most:,} more" if len(names) > most else ""
     return ", ".join(names[:most]) + more
+
+
+def bad_gradients(model: nn.Module) -> list[str]:
+    """Name the parameters whose gradient is not finite."""
+    grads = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+    return [name for name, grad in grads.items() if not grad.isfinite().all()]

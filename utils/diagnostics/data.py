@@ -67,6 +67,11 @@ class Case:
         splits = {"train": self.train, "val": self.val}
         return {name: [*map(split.path, range(len(split)))] for name, split in splits.items()}
 
+    @cached_property
+    def copies(self) -> list[list[Path]]:
+        """Groups of files that have the same bytes."""
+        return by_content([path for paths in self.files.values() for path in paths])
+
     def copy(self, folder: Path, size: int = 12) -> bool:
         """Copy `size` training files of each class into `folder`, if there are so many."""
         if not self.files or min(self.train.class_counts) < size:
@@ -187,8 +192,7 @@ def labels_are_in_range(case: Case) -> str:
     Why: the loss takes them for indices; a wrong one ends the run or trains the wrong class.
     Do: number the classes in the data set's __init__, and return int.
     """
-    for split in (case.train, case.val):
-        _, labels = case.load(split)
+    for split, (_, labels) in ((case.train, case.train_batch), (case.val, case.val_batch)):
         if labels.dtype != torch.int64:
             raise Wrong(f"they are {labels.dtype}")
         if labels.min() < 0 or labels.max() >= split.num_classes:
@@ -231,7 +235,7 @@ def splits_share_no_picture(case: Case) -> str:
     copies, pairs = [], []
     if case.files:
         train, val = (set(case.files[name]) for name in ("train", "val"))
-        for group in by_content([*train, *val]):
+        for group in case.copies:
             if train & set(group):
                 copies += [path.name for path in group if path in val]
         pairs = [f"{one.name} ~ {other.name}" for one, other in look_alikes(case)]
@@ -259,11 +263,10 @@ def few_pictures_are_twice_there(case: Case) -> str:
     for name, split in (("train", case.train), ("val", case.val)):
         paths = case.files.get(name, [])
         label |= {path: int(split.labels[index]) for index, path in enumerate(paths)}
-    groups = by_content([*label])
-    torn = [group for group in groups if len({label[path] for path in group}) > 1]
+    torn = [group for group in case.copies if len({label[path] for path in group}) > 1]
     if torn:
         raise Wrong(f"{some(' = '.join(p.name for p in g) for g in torn)} have different labels")
-    copies = sum(len(group) - 1 for group in groups)
+    copies = sum(len(group) - 1 for group in case.copies)
     if copies > 0.01 * len(label):
         raise Doubt(f"{copies:,} copies among {len(label):,} files")
     return f"{copies:,} copies among {len(label):,} files"

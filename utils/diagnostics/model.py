@@ -17,7 +17,7 @@ from torch.overrides import TorchFunctionMode
 from models.basic_module import BasicModule
 from utils import checkpoint, engine
 
-from . import Doubt, Wrong, some
+from . import Doubt, Wrong, bad_gradients, some
 
 FP32 = engine.Precision("fp32", torch.device("cpu"))
 
@@ -195,8 +195,7 @@ def gradient_reaches_every_weight(case: Case) -> str:
         way = f"; never called: {some(unused)}" if unused else ""
         way += f"; the graph is cut by {some(cuts.found)}" if cuts.found else ""
         raise Wrong(f"none at {some(missing)}{way}")
-    bad = [name for name, p in trainable if not p.grad.isfinite().all()]
-    if bad:
+    if bad := bad_gradients(model):
         raise Wrong(f"it is not finite at {some(bad)}")
     zero = [name for name, p in trainable if not p.grad.any()]
     if zero:
@@ -471,9 +470,7 @@ def any_picture_is_finite(case: Case) -> str:
         if not logits.isfinite().all():
             raise Wrong(f"with a picture that is all {name} the logits are not finite")
         F.cross_entropy(logits.float(), case.labels).backward()
-        bad = [n for n, p in model.named_parameters() if p.grad is not None]
-        bad = [n for n in bad if not model.get_parameter(n).grad.isfinite().all()]
-        if bad:
+        if bad := bad_gradients(model):
             raise Wrong(f"with a picture that is all {name} the gradient of {bad[0]} is not finite")
     return "logits and gradients are finite"
 

@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 
 from utils.checkpoint import Keeper
 
-from . import some
+from . import bad_gradients, some
 
 START = 20  # steps that --checks=start looks at
 
@@ -55,10 +55,10 @@ class Watch:
 
     def look(self, optimizer: Optimizer, *_: Any) -> None:
         """Raise NotFinite before a bad step, with the layer where it began."""
-        parameters = [p for group in optimizer.param_groups for p in group["params"]]
-        grads = [p.grad for p in parameters if p.grad is not None]
         if self.steps == self.last:
             return
+        parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        grads = [p.grad for p in parameters if p.grad is not None]
         skipped = getattr(optimizer, "found_inf", None)  # GradScaler lets it pass over this step
         if skipped is None or not skipped:
             if grads and not torch.stack(torch._foreach_norm(grads)).isfinite().all():
@@ -116,8 +116,6 @@ class Watch:
             if found:
                 return f"the output of {found[0]} is not finite"
             F.cross_entropy(logits.float(), logits.argmax(dim=1)).backward()
-            bad = [n for n, p in model.named_parameters() if p.grad is not None]
-            bad = [n for n in bad if not model.get_parameter(n).grad.isfinite().all()]
-            if bad:
+            if bad := bad_gradients(model):
                 return f"the gradient of {bad[-1]} is not finite"
         return "the loss or its gradient is not finite"
