@@ -85,7 +85,7 @@ class DefaultConfig(Options):
     # Watching
     env: str = "default"  # visdom environment
     visdom_port: PositiveInt = 8097  # where a visdom server may answer on this machine
-    checks: Literal["off", "start", "always"] = "start"  # make no step that is NaN: first 20, or all
+    checks: Literal["off", "start", "always"] = "start"  # make no NaN step: first 20, or all
     print_freq: PositiveInt = 20  # steps between two points of the training curves
     debug_file: str | None = "/tmp/debug"  # touch it while a run goes on: ipdb opens in its loop
     traceback: bool = False  # show the whole traceback of a failure
