@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import torch
@@ -47,7 +48,7 @@ class Loader:
             num_workers=num_workers,
             persistent_workers=num_workers > 0,
             collate_fn=collate,
-            worker_init_fn=start_worker,
+            worker_init_fn=partial(start_worker, self.device.type),
             pin_memory=self.device.type == "cuda",
             generator=torch.Generator().manual_seed(seed_of(seed, "workers")),
         )
@@ -92,11 +93,11 @@ class Loader:
         return [self.guarded.failure(index) for index in sorted(new)]
 
 
-def start_worker(number: int) -> None:
-    """Leave signals and the right of way to the main process: it computes on the same cores."""
+def start_worker(device_type: str, number: int) -> None:
+    """Leave signals to the main process and, where it computes on the same cores, those too."""
     signals.ignore()
-    if hasattr(os, "nice"):
-        os.nice(10)
+    if device_type == "cpu" and hasattr(os, "nice"):
+        os.nice(19)
 
 
 def cores() -> int:

@@ -25,11 +25,12 @@ class Fire(nn.Module):
         self.bypass = True
 
     def forward(self, x: Tensor) -> Tensor:  # (N, in_channels, H, W)
-        squeezed = self.squeeze(x).relu()
+        squeezed = self.squeeze(x).relu_()
         out = torch.cat([self.expand1x1(squeezed), self.expand3x3(squeezed)], dim=1)
         if self.bypass:
-            out = out + F.pad(x, (0, 0, 0, 0, 0, self.missing_channels))
-        return out.relu()  # (N, 2 expand, H, W)
+            missing = (0, 0, 0, 0, 0, self.missing_channels)
+            out = out + (F.pad(x, missing) if self.missing_channels else x)
+        return out.relu_()  # (N, 2 expand, H, W)
 
 
 class SqueezeNet(BasicModule):
@@ -48,8 +49,8 @@ class SqueezeNet(BasicModule):
         super().__init__()
         self.features = nn.Sequential(
             nn.Conv2d(3, 64, kernel_size=3, stride=2),
-            nn.ReLU(),
             nn.MaxPool2d(3, stride=2, ceil_mode=True),
+            nn.ReLU(inplace=True),  # after the pooling: the same numbers for a quarter of the work
             Fire(64, 16, 64),
             Fire(128, 16, 64),
             nn.MaxPool2d(3, stride=2, ceil_mode=True),
@@ -77,8 +78,8 @@ class SqueezeNet(BasicModule):
         return [layer for layer in self.features if isinstance(layer, Fire)]
 
     def forward(self, images: Tensor) -> Tensor:
-        logits = self.classifier(self.features(images))  # (N, K, h, w)
-        return logits.mean(dim=(2, 3))  # (N, K)
+        pooled = self.features(images).mean(dim=(2, 3), keepdim=True)  # (N, 512, 1, 1)
+        return self.classifier(pooled).flatten(1)  # (N, K)
 
     def get_extra_state(self) -> Tensor:
         return torch.tensor(all(fire.bypass for fire in self.fires))

@@ -4,6 +4,10 @@ import ast
 import copy
 import inspect
 import math
+import platform
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -377,3 +381,25 @@ def test_deterministic_algorithms_are_on_where_asked_for():
     finally:
         engine.pick_device(False, deterministic=False)
     assert not torch.are_deterministic_algorithms_enabled()
+
+
+def test_a_cpu_keeps_the_memory_of_a_step_and_takes_tiny_numbers_for_zero():
+    code = """
+import resource, torch
+from utils import engine
+engine.pick_device(use_gpu=False)
+print((torch.full((8,), 1e-30) * 1e-10).sum().item())
+def pages():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+torch.ones(1 << 26)
+before = pages()
+for _ in range(4):
+    torch.ones(1 << 26)  # 256 MB
+print(pages() - before)
+"""
+    folder = Path(engine.__file__).parent.parent
+    done = subprocess.run([sys.executable, "-c", code], cwd=folder, capture_output=True, text=True)
+    total, faults = done.stdout.split()
+    assert float(total) == 0
+    if platform.libc_ver()[0] == "glibc":
+        assert int(faults) < 100_000  # 262,144 pages of 4 KB if they went back each time

@@ -1,6 +1,11 @@
-"""The loop this project grew from, in the plain form of its book: what speed is compared with."""
+"""The loop this project grew from, in the plain form of its book: what speed is compared with.
 
+python -m tests.benchmarks.book MODEL ROOT SIZE BATCH STEPS prints the time after each step.
+"""
+
+import sys
 import time
+from itertools import islice
 from pathlib import Path
 
 import torch
@@ -43,13 +48,13 @@ def make(name: str) -> nn.Module:
     return models.squeezenet1_1(num_classes=2)
 
 
-def train(name: str, root: Path, size: int, batch: int, lr: float, times: list[float]) -> None:
-    """Train an epoch; append the time after each step to `times`."""
+def train(name: str, root: Path, size: int, batch: int, steps: int, lr: float = 1e-3) -> None:
+    """Train for some steps of an epoch; print the time after each."""
     loader = DataLoader(BookDogCat(root, size), batch, shuffle=True, num_workers=2)
     model, criterion = make(name).train(), nn.CrossEntropyLoss()
     optimizer = torch.optim.Adam(model.parameters(), lr=lr, weight_decay=1e-4)
     loss_meter, confusion = meter.AverageValueMeter(), meter.ConfusionMeter(2)
-    for data, label in loader:
+    for data, label in islice(loader, steps):
         optimizer.zero_grad()
         score = model(data)
         loss = criterion(score, label)
@@ -57,4 +62,9 @@ def train(name: str, root: Path, size: int, batch: int, lr: float, times: list[f
         optimizer.step()
         loss_meter.add(loss.item())
         confusion.add(score.detach(), label.detach())
-        times.append(time.perf_counter())
+        print(time.perf_counter())
+
+
+if __name__ == "__main__":
+    name, root, *numbers = sys.argv[1:]
+    train(name, Path(root), *map(int, numbers))
