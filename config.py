@@ -69,7 +69,7 @@ class DefaultConfig(Options):
     label_smoothing: Fraction = 0.0  # share of each label spread over all classes
     focal_gamma: NotNegative = 0.0  # focal loss: 2 looks at the hard pictures; 0 is cross-entropy
     balanced: bool = False  # weigh classes by 1 / their count, so that rare ones count as much
-    mirror: bool = True  # measure on each picture and its mirror image: surer, half as fast
+    mirror: bool = True  # at the end, in val and in test: the mean over a picture and its mirror
     seed: WholeNumber = 0  # same seed, same run, bit for bit
 
     # Going on

@@ -126,7 +126,7 @@ def train(**options) -> Path:
 
             # step 6: validate
             batches = stop.watch(val_loader.epoch(title="val"))
-            logits, labels = engine.evaluate(model, batches, amp, opt.mirror, opt.debug_file)
+            logits, labels = engine.evaluate(model, batches, amp, debug_file=opt.debug_file)
             summary = metrics.summarize(logits, labels)
             row = {
                 "epoch": epoch + 1,
