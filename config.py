@@ -49,6 +49,7 @@ class DefaultConfig(Options):
     num_workers: WholeNumber | None = None  # loader processes; None: one a core, at most 8
     cache: Literal["none", "ram", "disk"] = "none"  # where decoded pictures are kept
     cache_root: str = "data/cache"  # folder for --cache=disk; delete it at will
+    on_device: bool = False  # hold the pictures on the device and augment there: fast on a GPU
 
     # Model
     model: str = "SqueezeNet"  # a class of models/

@@ -345,7 +345,8 @@ def build_data(
     # A model needs the normalisation it was trained with.
     dataset.mean, dataset.std = saved.get("mean", dataset.mean), saved.get("std", dataset.std)
     shuffle = mode == "train"
-    return dataset, data.Loader(dataset, opt.batch_size, opt.num_workers, device, opt.seed, shuffle)
+    loader = data.ResidentLoader if opt.on_device else data.Loader
+    return dataset, loader(dataset, opt.batch_size, opt.num_workers, device, opt.seed, shuffle)
 
 
 def build_model(opt: DefaultConfig, num_classes: int) -> BasicModule:

@@ -4,11 +4,14 @@ A new data set is its file and one import line here. Pictures named like `rose.1
 `class Flowers(DogCat): classes = ("rose", "tulip")`. Any other Dataset does if it is made by
 (root, mode, image_size, crop_scale) and has `classes`, `num_classes`, `class_counts`, `labels`,
 `mean`, `std`, `fingerprint` and `describe()` like DogCat; `__getitem__` may raise OSError for
-a sample that cannot be read.
+a sample that cannot be read. For --on-device it has `whole()` and `augment` as well.
 """
 
-from data.loader import Loader  # not relative: the relative ones are what --dataset may name
+from data.loader import (
+    Loader,
+    ResidentLoader,
+)  # not relative: the relative ones are what --dataset may name
 
 from .dataset import DogCat
 
-__all__ = ["DogCat", "Loader"]
+__all__ = ["DogCat", "Loader", "ResidentLoader"]

@@ -101,8 +101,13 @@ def sample_size(path: Path, read: Read) -> int:
     return image.width * image.height * 3
 
 
-def free_memory() -> int:
-    """Bytes that processes can share: what is available, in this container, and in /dev/shm."""
+def free_memory(device: torch.device | None = None) -> int:
+    """Bytes that are free on a GPU, or for processes to share.
+
+    The latter is the least of what is available, in this container, and in /dev/shm.
+    """
+    if device is not None and device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
     limits = [4 << 30]  # where the system tells nothing
     with suppress(OSError):
         lines = Path("/proc/meminfo").read_text().splitlines()

@@ -1,5 +1,6 @@
 """Dogs vs. Cats: which files there are, what each shows, and which split it belongs to."""
 
+import copy
 import hashlib
 import os
 import re
@@ -15,7 +16,13 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from .cache import DiskCache, RamCache, no_cache
-from .transforms import Transform, eval_transforms, train_transforms
+from .transforms import (
+    Transform,
+    crop_and_flip,
+    eval_transforms,
+    train_transforms,
+    whole_transforms,
+)
 
 FORMATS = ["JPEG", "PNG", "BMP", "WEBP", "GIF"]  # by content: photos often carry a wrong suffix
 MAX_PIXELS = 100_000_000  # larger pictures are taken for decompression bombs
@@ -53,6 +60,7 @@ class DogCat(Dataset):
         self.transforms = transforms or (
             train_transforms(image_size, crop_scale) if augmented else eval_transforms(image_size)
         )
+        self.augment = partial(crop_and_flip, image_size, crop_scale) if augmented else None
         # A crop of half a picture's area then still has image_size pixels a side.
         self.side = round(2**0.5 * image_size)
         self.read = partial(read_image, side=self.side)
@@ -91,6 +99,13 @@ class DogCat(Dataset):
             self.cache = RamCache(len(self), self.path, self.read)
         elif where == "disk":
             self.cache = DiskCache(Path(folder), kind=f"Pillow {PIL.__version__}, {self.side}")
+
+    def whole(self) -> "DogCat":
+        """A view for ResidentLoader: samples that leave cropping and flipping to `augment`."""
+        view = copy.copy(self)
+        if self.augment:
+            view.transforms = whole_transforms(self.side)
+        return view
 
     @property
     def example(self) -> str:

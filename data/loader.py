@@ -13,6 +13,7 @@ from tqdm import tqdm
 from utils import signals
 from utils.seed import seed_of, seeded
 
+from .cache import free_memory
 from .sampler import EpochSampler
 from .transforms import Normalize
 
@@ -63,14 +64,19 @@ class Loader:
 
         A step none of whose pictures could be read does not come.
         """
-        self.guarded.unreadable.zero_()
         self.sampler.epoch, self.sampler.start = epoch, first_step * self.batches.batch_size
         hidden = None if title else True  # None: hidden unless there is a terminal
-        bar = tqdm(self.batches, title, initial=first_step, leave=False, disable=hidden)
+        total = {"total": len(self), "initial": first_step, "leave": False, "disable": hidden}
+        bar = tqdm(self.raw_batches(), title, **total)
         for step, batch in enumerate(bar, start=first_step):
             if batch is not None:
                 images, labels = (part.to(self.device, non_blocking=True) for part in batch)
                 yield step, self.normalize(images), labels
+
+    def raw_batches(self) -> Iterator[tuple[Tensor, Tensor] | None]:
+        """The batches of the sampler's epoch as the transforms leave them; None: all unreadable."""
+        self.guarded.unreadable.zero_()
+        yield from self.batches
 
     def __enter__(self) -> "Loader":
         return self
@@ -91,6 +97,67 @@ class Loader:
         new = set(self.guarded.unreadable.nonzero().flatten().tolist()) - self.reported
         self.reported |= new
         return [self.guarded.failure(index) for index in sorted(new)]
+
+
+class ResidentLoader(Loader):
+    """A Loader whose pictures stay on the device and are augmented there, batch by batch.
+
+    The data set's `whole()` reads them, once, and its `augment(images, seed)` crops and flips.
+    Raises MemoryError where they find no room.
+    """
+
+    def __init__(
+        self,
+        dataset: Dataset,
+        batch_size: int,
+        num_workers: int | None = None,
+        device: torch.device | str = "cpu",
+        seed: int = 0,
+        shuffle: bool = False,
+    ) -> None:
+        super().__init__(dataset.whole(), batch_size, num_workers, device, seed)
+        self.sampler = EpochSampler(len(dataset), seed, shuffle)  # of what was read in order
+        self.augment = dataset.augment if shuffle else None
+        self.images: Tensor | None = None  # uint8 (M, 3, H, W) of the M that can be read
+
+    def raw_batches(self) -> Iterator[tuple[Tensor, Tensor] | None]:
+        if self.images is None:
+            self.read_all()
+        size, readable = self.batches.batch_size, ~self.guarded.unreadable
+        place = readable.cumsum(dim=0) - 1  # of a picture among those that can be read
+        keys = torch.tensor([index for _, index in self.sampler], dtype=torch.int64)
+        for step, indices in enumerate(keys.split(size), start=self.sampler.start // size):
+            rows = place[indices[readable[indices]]].to(self.device)
+            if not len(rows):
+                yield None
+                continue
+            images = self.images[rows]
+            if self.augment:
+                key = self.sampler.seed, "augment", self.sampler.epoch, step
+                images = self.augment(images, seed_of(*key))
+            yield images, self.labels[rows]
+
+    def read_all(self) -> None:
+        total, done, labels = len(self.guarded), 0, []
+        for batch in super().raw_batches():
+            if batch is None:
+                continue
+            images = batch[0]
+            if self.images is None:
+                need, free = total * images[0].numel(), free_memory(self.device)
+                if need > free:
+                    raise MemoryError(
+                        f"{total:,} pictures need {need / 1e9:.1f} GB and {self.device} has "
+                        f"{free / 1e9:.1f} GB free: train without --on-device, or on smaller ones"
+                    )
+                room = {"dtype": torch.uint8, "device": self.device}
+                self.images = torch.empty(total, *images.shape[1:], **room)
+            self.images[done : done + len(images)] = images
+            done += len(images)
+            labels.append(batch[1])
+        if labels:
+            self.images, self.labels = self.images[:done], torch.cat(labels).to(self.device)
+        self.__exit__()
 
 
 def start_worker(device_type: str, number: int) -> None:

@@ -1,10 +1,13 @@
 """What happens to a picture: on the CPU up to a uint8 tensor, the rest batch by batch."""
 
+import math
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 from PIL import Image
 from torch import Tensor
+from torch.nn import functional as F
 from torchvision.transforms import v2
 
 Transform = Callable[[Image.Image], Tensor]
@@ -30,6 +33,37 @@ def eval_transforms(image_size: int) -> Transform:
             v2.PILToTensor(),
         ]
     )
+
+
+def whole_transforms(side: int) -> Transform:
+    """Take the whole middle square, for `crop_and_flip`: to uint8 (3, side, side)."""
+    return v2.Compose(
+        [
+            v2.Lambda(partial(middle_square, share=1.0)),
+            v2.Resize((side, side)),
+            v2.PILToTensor(),
+        ]
+    )
+
+
+def crop_and_flip(size: int, crop_scale: float, images: Tensor, seed: int) -> Tensor:
+    """`train_transforms` for a batch on its device: (N, 3, H, W) to float32 (N, 3, size, size).
+
+    The boxes are drawn on the CPU, so that they are the same on every device.
+    """
+    generator, count = torch.Generator().manual_seed(seed), len(images)
+    area, ratio, flip, x, y = torch.rand(5, count, generator=generator)
+    area = crop_scale + (1 - crop_scale) * area
+    ratio = (math.log(3 / 4) + 2 * math.log(4 / 3) * ratio).exp()
+    boxes = torch.zeros(count, 2, 3)  # from a crop's -1 … 1 to the picture's
+    boxes[:, 0, 0] = (area * ratio).sqrt().clamp(max=1)
+    boxes[:, 1, 1] = (area / ratio).sqrt().clamp(max=1)
+    boxes[:, 0, 2] = (2 * x - 1) * (1 - boxes[:, 0, 0])
+    boxes[:, 1, 2] = (2 * y - 1) * (1 - boxes[:, 1, 1])
+    boxes[:, 0, 0] *= torch.where(flip < 0.5, -1, 1)
+    boxes = boxes.to(images.device)
+    grid = F.affine_grid(boxes, [count, 3, size, size], align_corners=False)
+    return F.grid_sample(images.float(), grid, padding_mode="border", align_corners=False)
 
 
 def middle_square(image: Image.Image, share: float = 0.875) -> Image.Image:

@@ -19,12 +19,12 @@ import torch
 from PIL import Image
 
 import data
-from data import DogCat, Loader
+from data import DogCat, Loader, ResidentLoader
 from data.dataset import MAX_PIXELS, UnreadableImage, read_image
 from data.prepare import prepare_demo
 from data.sampler import EpochSampler
 from data.synthetic import draw
-from data.transforms import eval_transforms, train_transforms
+from data.transforms import crop_and_flip, eval_transforms, train_transforms
 from tests.templates import DataTestsMixin
 from utils.options import imported_names
 
@@ -413,13 +413,14 @@ def number_of(name: str) -> int:
     return int(name.split(".")[1])
 
 
-def test_the_loader_leaves_broken_pictures_out_and_names_them(odd):
+@pytest.mark.parametrize("kind", [Loader, ResidentLoader])
+def test_the_loader_leaves_broken_pictures_out_and_names_them(odd, kind):
     dataset = everything(odd)
     usable = [i for i, name in enumerate(names_of(dataset)) if number_of(name) < 200]
     assert len(dataset) == 4 + len(USABLE) + len(BROKEN)
     results = []
     for num_workers in (0, 2):
-        loader = Loader(dataset, 5, num_workers, seed=0)
+        loader = kind(dataset, 5, num_workers, seed=0)
         batches = [*loader.epoch()]
         labels = torch.cat([labels for _, _, labels in batches])
         assert labels.tolist() == dataset.labels[usable].tolist()
@@ -435,12 +436,13 @@ def test_the_loader_leaves_broken_pictures_out_and_names_them(odd):
         assert step == step2 and torch.equal(images, images2) and torch.equal(labels, labels2)
 
 
-def test_a_batch_without_one_readable_picture_is_passed_over(tmp_path):
+@pytest.mark.parametrize("kind", [Loader, ResidentLoader])
+def test_a_batch_without_one_readable_picture_is_passed_over(tmp_path, kind):
     draw("dog", 1).save(tmp_path / "dog.9.jpg")
     for number in range(4):
         (tmp_path / f"cat.{number}.jpg").touch()
     for num_workers in (0, 2):
-        batches = [*Loader(everything(tmp_path), 2, num_workers).epoch()]
+        batches = [*kind(everything(tmp_path), 2, num_workers).epoch()]
         assert [(step, labels.tolist()) for step, _, labels in batches] == [(2, [1])]
 
 
@@ -467,12 +469,18 @@ def test_val_shows_the_middle_of_the_picture(tmp_path):
     assert seen.min() > 240
 
 
-def test_a_training_crop_shows_at_least_crop_scale_of_the_picture():
+def crop_a_batch(picture: Image.Image) -> torch.Tensor:
+    """Do for one picture what --on-device does for a batch, each time with another seed."""
+    pixels = torch.from_numpy(np.array(picture)).permute(2, 0, 1)[None]
+    return crop_and_flip(64, 0.5, pixels, seed=int(torch.randint(10**9, ())))[0]
+
+
+@pytest.mark.parametrize("crop", [train_transforms(64, 0.5), crop_a_batch])
+def test_a_training_crop_shows_at_least_crop_scale_of_the_picture(crop):
     ramp = np.tile(np.arange(256, dtype=np.uint8), (256, 1))
     picture = Image.fromarray(np.stack([ramp, ramp.T, ramp], axis=2))
     torch.manual_seed(0)
     shares, flips = [], 0
-    crop = train_transforms(64, 0.5)
     for _ in range(60):
         seen = crop(picture).float()
         width, height = np.ptp(seen[0].numpy()), np.ptp(seen[1].numpy())
@@ -507,6 +515,43 @@ def test_order_and_augmentation_are_a_function_of_seed_epoch_and_picture(picture
         for one, other in zip((first, second, again), theirs, strict=True):
             assert same(one, other)
     assert not same(first, epochs(root, 0, seed=1, numbers=[0])[0])
+
+
+def resident_epochs(root: Path, num_workers: int, mode: str, numbers=(0, 1, 0), first=0) -> list:
+    loader = ResidentLoader(
+        DogCat(root, mode=mode, image_size=32), 8, num_workers, shuffle=mode == "train"
+    )
+    return [[*loader.epoch(number, first)] for number in numbers]
+
+
+def test_pictures_on_the_device_come_in_the_same_order_and_new_crops_each_epoch(pictures):
+    root = pictures / "train"
+    first, second, again = resident_epochs(root, 0, "train")
+    assert same(first, again) and not same(first, second)
+    assert same(first, resident_epochs(root, 2, "train")[0])
+    assert same(first[2:], resident_epochs(root, 0, "train", numbers=[0], first=2)[0])
+    for (_, images, labels), (_, images2, labels2) in zip(first, epochs(root, 0)[0], strict=True):
+        assert torch.equal(labels, labels2) and images.shape == images2.shape
+        assert images.is_contiguous(memory_format=torch.channels_last)
+        assert (images.mean() - images2.mean()).abs() < 0.3  # normalised alike
+    # val is not augmented: to the bit what the other loader gives
+    val = [*Loader(DogCat(root, mode="val", image_size=32), 8, 0).epoch()]
+    assert same(val, resident_epochs(root, 0, "val")[0])
+
+
+def test_pictures_on_the_device_are_read_once(pictures, tmp_path):
+    root = shutil.copytree(pictures / "train", tmp_path / "train")
+    loader = ResidentLoader(DogCat(root, mode="train", image_size=32), 8, 0, shuffle=True)
+    first = [*loader.epoch(3)]
+    shutil.rmtree(root)
+    assert same(first, [*loader.epoch(3)])
+
+
+def test_too_many_pictures_for_the_device_are_refused_in_one_line(pictures, monkeypatch):
+    monkeypatch.setattr("data.loader.free_memory", lambda device: 1000)
+    loader = ResidentLoader(DogCat(pictures / "train", image_size=32), 8, 0)
+    with pytest.raises(MemoryError, match=r"pictures need 0\.0 GB and cpu has .* without --on-dev"):
+        next(loader.epoch())
 
 
 @pytest.mark.parametrize("where", ["ram", "disk"])

@@ -11,7 +11,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from PIL import Image, ImageEnhance
+from PIL import Image, ImageEnhance, ImageOps
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -135,6 +135,35 @@ class TakesData(Sound):
 class Rounds(Sound):
     def features(self, images):
         return super().features(images).round()
+
+
+class IsALine(Sound):
+    def features(self, images):
+        return self.norm(self.conv(images)).mean(dim=(2, 3))
+
+
+class DropsLogits(Sound):
+    def forward(self, images):
+        return F.dropout(super().forward(images), 0.3, self.training)
+
+
+class HasAConstantLayer(Sound):
+    def __init__(self, num_classes):
+        super().__init__(num_classes)
+        self.deep = nn.Linear(16, 16)
+        nn.init.constant_(self.deep.weight, 0.1)
+
+    def features(self, images):
+        return self.deep(super().features(images)).relu()
+
+
+class KeepsItsFirstStatistics(Sound):
+    def __init__(self, num_classes):
+        super().__init__(num_classes)
+        self.norm = nn.BatchNorm2d(16, momentum=0.0)
+
+    def features(self, images):
+        return super().features(20 * images + 30)
 
 
 class IsFrozen(Sound):
@@ -329,13 +358,14 @@ FAULTS = {
     "no_picture_sees_another": [
         *(CentresOverTheBatch, MixesTheLastTwo, ReshapesWrongly, TakesSoftmaxOverTheBatch),
     ],
+    "it_can_bend": [IsALine],
     "the_whole_picture_counts": [LooksAtACorner, LooksAtRed, AlwaysSaysTheSame],
     "eval_leaves_the_model_alone": [CountsInEval, FreezesItsNormInForward],
-    "dropout_works_in_training_alone": [ForgetsDropoutsMode, DropsNothing],
+    "dropout_works_in_training_alone": [ForgetsDropoutsMode, DropsNothing, DropsLogits],
     "comes_back_from_its_file": [SavesHalf, KeepsSomethingToItself],
     "activations_keep_their_size": [Explodes, Vanishes],
     "few_units_are_dead": [IsDead],
-    "units_differ": [StartsFromZeros, StartsFromAConstant],
+    "units_differ": [StartsFromZeros, StartsFromAConstant, HasAConstantLayer],
     "any_picture_is_finite": [TakesLogOfZero, DividesByTheDeviation],
 }
 PAIRS = [(model, check) for check, models in FAULTS.items() for model in models]
@@ -474,6 +504,20 @@ def re_encoded(root):
         Image.open(root / f"cat.{number}.jpg").save(root / f"cat.{500 + number}.png")
 
 
+def mirrored(root):
+    for number in range(20):
+        picture = ImageOps.mirror(Image.open(root / f"cat.{number}.jpg"))
+        picture.save(root / f"cat.{500 + number}.png")
+
+
+def marked(root):
+    for path in root.glob("dog.*"):
+        picture = Image.open(path)
+        side = picture.width // 8
+        picture.paste("white", (side, side, 2 * side, 2 * side))
+        picture.save(path)
+
+
 def contradictory(root):
     shutil.copy(root / "cat.3.jpg", root / "dog.777.jpg")
 
@@ -519,6 +563,8 @@ def tiny(root):
         (copies, "splits_share_no_picture"),
         (copies, "few_pictures_are_twice_there"),
         (re_encoded, "splits_share_no_picture"),
+        (mirrored, "splits_share_no_picture"),
+        (marked, "no_shortcut"),
         (contradictory, "few_pictures_are_twice_there"),
         (imbalanced, "classes_are_balanced"),
         (of_one_class, "classes_are_balanced"),
@@ -583,9 +629,42 @@ class AugmentsNothing(DogCat):
         self.transforms = DogCat(root, mode="val", **more).transforms
 
 
+class SwapsColoursInVal(DogCat):
+    def __getitem__(self, index):
+        image, label = super().__getitem__(index)
+        return image.flip(0) if self.mode == "val" else image, label
+
+
+class ReadsTheNextFile(DogCat):
+    def __getitem__(self, index):
+        return super().__getitem__((index + 1) % len(self))[0], int(self.labels[index])
+
+
+class ViewsInsteadOfPermuting(DogCat):
+    def __getitem__(self, index):
+        image, label = super().__getitem__(index)
+        return image.permute(1, 2, 0).reshape(image.shape), label
+
+
+class IsDarkInVal(DogCat):
+    def __getitem__(self, index):
+        image, label = super().__getitem__(index)
+        return image // 2 if self.mode == "val" else image, label
+
+
+class CountsHalf(DogCat):
+    def __len__(self):
+        return super().__len__() // 2
+
+
 @pytest.mark.parametrize(
     ("kind", "check"),
     [
+        (SwapsColoursInVal, "samples_show_their_files"),
+        (ReadsTheNextFile, "samples_show_their_files"),
+        (ViewsInsteadOfPermuting, "samples_show_their_files"),
+        (IsDarkInVal, "values_lie_around_zero"),
+        (CountsHalf, "labels_are_in_range"),
         (AugmentsVal, "only_train_is_augmented"),
         (AugmentsNothing, "only_train_is_augmented"),
         (IsNotNormalised, "values_lie_around_zero"),
@@ -655,6 +734,7 @@ class Shuffles(engine.ClassificationLoss):
         ({"lr": 1e-7}, "updates_have_a_sensible_size", ""),
         ({"model": AlwaysSaysTheSame}, "learns_a_batch_by_heart", ""),
         ({"lr": 30.0}, "learns_a_hundred_pictures", ""),
+        ({"model": KeepsItsFirstStatistics}, "learns_a_hundred_pictures", "but in eval mode"),
     ],
 )
 def test_a_planted_fault_of_loss_or_rate_is_found(facts, check, words, monkeypatch):
@@ -682,6 +762,10 @@ EDITS = [
     ("utils/engine.py", "model.train(was_training)", "pass", "evaluate measures the model"),
     ("utils/engine.py", "scaler.scale(losses", "scaler.scale(-losses", "lowers the loss"),
     ("utils/engine.py", "p for p in trainable if p.ndim > 1", "p for p in []", "Steps move"),
+    ("main.py", 'shuffle = mode == "train"', "shuffle = False", "in order"),
+    ("main.py", 'build_data(opt, "val", ', 'build_data(opt, "train", ', "in order"),
+    ("main.py", "lr = opt.lr * decay", "lr = 9 * opt.lr * decay", "in order"),
+    ("data/sampler.py", '"order", self.epoch', '"order", 0', "in order"),
     ("data/dataset.py", 'augmented = mode == "train"', "augmented = True", "val is not"),
     ("data/dataset.py", "by_hash[cut:]", "by_hash", "No picture is in train and val"),
 ]

@@ -30,6 +30,7 @@ from data.sampler import EpochSampler
 from utils import checkpoint, runs
 from utils.failures import one_line_failures
 from utils.seed import seed_everything
+from utils.signals import Stopped
 
 PROJECT = Path(__file__).resolve().parent.parent
 NOBODY = 1  # a port where no visdom server is
@@ -194,6 +195,27 @@ def test_same_options_make_the_same_weights_with_any_cache(plain, pictures, tmp_
     assert_same_weights(plain, again)
 
 
+def test_with_pictures_on_the_device_a_run_is_as_repeatable_and_goes_on_to_the_same_bits(
+    pictures, tmp_path, monkeypatch
+):
+    options = {"on_device": True, "max_epoch": 2}
+    one = train(pictures, tmp_path, **options)
+    other = train(pictures, tmp_path, num_workers=2, **options)
+    assert_same_weights(one, other)
+    steps = iter([False, False, False, False, True, False])
+
+    def end(_: str | None) -> None:
+        if next(steps):
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(main, "pause_if_asked", end)
+    with pytest.raises(Stopped):
+        train(pictures, tmp_path / "cut", **options)
+    monkeypatch.undo()
+    cut = train(pictures, tmp_path / "cut", resume=True, **options)
+    assert_same_weights(one, cut)
+
+
 def test_a_run_in_between_with_other_options_does_not_change_the_next(plain, pictures, tmp_path):
     other = train(pictures, tmp_path, max_epoch=2, seed=5, lr=0.1, dropout=0, schedule="plateau")
     again = train(pictures, tmp_path, max_epoch=2)
@@ -255,7 +277,7 @@ def test_the_plateau_schedule_lowers_the_rate_when_the_val_loss_has_not_fallen(
 ):
     margins = iter([1.0, 2.0, 2.0, 3.0, 1.0, 1.0, 1.0])  # surer each time = a lower loss
 
-    def evaluate(*parts):
+    def evaluate(*parts, **more):
         margin = next(margins, 1.0)
         return torch.tensor([[margin, 0.0], [0.0, margin]]), torch.tensor([0, 1])
 
@@ -276,7 +298,7 @@ def test_the_plateau_schedule_lowers_the_rate_when_the_val_loss_has_not_fallen(
 def test_val_finds_what_train_wrote_of_its_best_epoch(plain, pictures):
     rows = metrics_of(plain)
     best = checkpoint.read(plain / "best.pth")["history"][-1]
-    summary = main.val(load_model_path=plain, **machine())
+    summary = main.val(load_model_path=plain, mirror=False, **machine())
     assert summary["accuracy"] == best["val_accuracy"] == max(r["val_accuracy"] for r in rows)
     assert summary["log_loss"] == pytest.approx(best["val_loss"], abs=1e-6)
     assert summary["count"] == 18 and [sum(row) for row in summary["confusion"]] == [9, 9]

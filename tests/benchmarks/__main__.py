@@ -80,12 +80,14 @@ class Bench:
             main.pause_if_asked = ours
         return self.rate(times)
 
-    def book(self) -> float:
-        """The book's loop, its own way, in a process of its own."""
+    def other(self, *module: str) -> float:
+        """Another loop, its own way, in a process of its own."""
         case = [self.name, self.root, self.size, self.batch, WARM_UP + self.steps + 1]
-        command = [sys.executable, "-m", "tests.benchmarks.book", *map(str, case)]
-        done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
-        return self.rate([float(line) for line in done.stdout.split()])
+        command = [sys.executable, "-m", *module, *map(str, case)]
+        done = subprocess.run(command, capture_output=True, text=True)
+        if done.returncode:
+            sys.exit(done.stderr)
+        return self.rate([float(line) for line in done.stdout.split("\n") if line[:1].isdigit()])
 
     def bare_step(self) -> float:
         """The same step on one batch that lies in memory, and nothing else."""
@@ -174,13 +176,14 @@ def run_benchmarks() -> None:
     parser.add_argument("--steps", type=int, default=10)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--only", default="", help="rows whose name has this in it")
+    parser.add_argument("--peers", action="store_true", help="Lightning and fastai too")
     wanted = parser.parse_args()
     bench = Bench(wanted)
     with visdom_server() as port:
         viewers = partial(bench.train, visdom_port=port, print_freq=1)
         rows = [
             ("train / bare step in memory", bench.train, bench.bare_step),
-            ("train / the book's loop", bench.train, bench.book),
+            ("train / the book's loop", bench.train, partial(bench.other, "tests.benchmarks.book")),
             ("val pass / bare forward pass", bench.evaluate, bench.bare_forward),
             ("pipeline on one core / bare decode", bench.pipeline, bench.decode),
             ("pipeline from memory / from files", bench.cached_pipeline, bench.pipeline),
@@ -188,6 +191,9 @@ def run_benchmarks() -> None:
             ("checks at every step / off", partial(bench.train, checks="always"), bench.train),
             ("a save at every step / none", partial(bench.train, save_minutes=1e-9), bench.train),
         ]
+        for peer in ("lightning", "fastai") if wanted.peers else ():
+            loop = partial(bench.other, "tests.benchmarks.peers", peer)
+            rows.append((f"train / {peer}", bench.train, loop))
         print(f"{bench.name} at {bench.size} px in {bench.amp.name}, medians of {wanted.rounds}")
         print(f"{'':38}{'ratio':>8}{'(lowest … highest)':>22}{'images/s':>18}")
         for name, side, other in rows:

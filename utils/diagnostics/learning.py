@@ -220,7 +220,20 @@ def learns_a_hundred_pictures(case: Case) -> str:
         raise Wrong(seen)
     if best < 0.97 and passes >= 40:
         raise Doubt(seen)
+    if best > 0.97 and (measured := settled_accuracy(case, model, rows)) < 0.8 * best:
+        raise Wrong(
+            f"{seen}, but in eval mode {measured:.0%}: training and eval differ by too much"
+        )
     return seen if best > 0.97 else f"{seen}; {SECONDS:.0f} s were up"
+
+
+def settled_accuracy(case: Case, model: nn.Module, rows: Tensor) -> float:
+    """Accuracy in eval mode, once BatchNorm's statistics have caught up with the weights."""
+    with torch.no_grad(), case.amp.autocast:
+        for part in [*rows.chunk(4)] * 10:
+            model(case.images[part])
+    logits, labels = engine.evaluate(model, [(0, case.images[rows], case.labels[rows])], case.amp)
+    return (logits.argmax(dim=1) == labels).float().mean().item()
 
 
 def updates_have_a_sensible_size(case: Case) -> str:
@@ -291,9 +304,15 @@ def the_loop_is_in_order(case: Case) -> str:
     kind = type(case.model())
     passes: list[tuple[bool, bool, bool]] = []  # training mode, gradients on, gradients left
     steps: list[float] = []
+    orders: list[Tensor] = []  # the labels of each step
+    pictures: dict[bool, set[bytes]] = {True: set(), False: set()}  # with gradients, without
 
-    def note_pass(module: nn.Module, _: Any) -> None:
+    def note_pass(module: nn.Module, inputs: Any) -> None:
+        if type(module) is type(case.criterion) and torch.is_grad_enabled():
+            orders.append(inputs[1].cpu())
         if type(module) is kind:
+            found = pictures[torch.is_grad_enabled()]
+            found |= {image.cpu().numpy().tobytes() for image in inputs[0]}
             left = any(p.grad is not None and p.grad.any() for p in module.parameters())
             passes.append((module.training, torch.is_grad_enabled(), left))
 
@@ -320,11 +339,23 @@ def the_loop_is_in_order(case: Case) -> str:
         (any(measuring), "val runs in training mode"),
         (len(steps) != len(learning), f"{len(steps)} optimizer steps for {len(learning)} batches"),
         (not any(steps), "the learning rate is 0 at every step"),
+        (max(steps, default=0) > 1.01 * case.lr, f"the learning rate goes above {case.lr:g}"),
+        (pictures[True] & pictures[False], "val measures the very pictures that train learns"),
+        (not shuffled(orders), "pictures come in the same order, or class by class, each epoch"),
     ]  # fmt: skip
     found = [words for fault, words in faults if fault]
     if found:
         raise Wrong("; ".join(found))
     return f"{len(learning)} steps and {len(measuring)} passes of val watched"
+
+
+def shuffled(orders: list[Tensor]) -> bool:
+    """Whether the labels of two epochs, by step, come in a new order and mixed."""
+    first, second = orders[: len(orders) // 2], orders[len(orders) // 2 :]
+    if len(first) < 2 or len(torch.cat(orders).unique()) < 2:
+        return True
+    again = all(map(torch.equal, first, second))
+    return not again and any(len(labels.unique()) > 1 for labels in orders)
 
 
 CHECKS = [

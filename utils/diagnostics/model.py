@@ -303,6 +303,22 @@ def the_whole_picture_counts(case: Case) -> str:
 
 
 @torch.no_grad()
+def it_can_bend(case: Case) -> str:
+    """The model is more than a line
+
+    Why: without a nonlinearity between them, any number of layers does no more than one.
+    Do: put a ReLU, or the like, after each layer but the last.
+    """
+    model = case.trained().eval()
+    logits, mirrored = model(case.images).double(), model(case.images.flip(0)).double()
+    middle = model((case.images + case.images.flip(0)) / 2).double()
+    bend = (middle - (logits + mirrored) / 2).abs().max() / (logits - mirrored).abs().max()
+    if bend < 1e-4:
+        raise Doubt("the answer to the mean of two pictures is the mean of their answers")
+    return f"between two pictures it bends by {bend:.0%} of their distance"
+
+
+@torch.no_grad()
 def dropout_works_in_training_alone(case: Case) -> str:
     """Chance plays no part in eval mode
 
@@ -318,6 +334,11 @@ def dropout_works_in_training_alone(case: Case) -> str:
         dropouts = [m for m in dropouts if m.training]
     if dropouts and torch.equal(model(case.images), model(case.images)):
         raise Wrong("two passes in training mode agree in each bit, in spite of dropout")
+    answers = torch.stack([model(case.images) for _ in range(8)])  # (8, N, K)
+    if dropouts and (answers == 0).any() and not (answers == 0).all():
+        raise Doubt(
+            "in training mode some logits are exactly 0: dropout comes after the last layer"
+        )
     return "two passes agree in each bit"
 
 
@@ -443,7 +464,12 @@ def units_differ(case: Case) -> str:
     Why: units that start alike, from zeros or a constant, learn alike: a layer of one unit.
     Do: draw weights at random; zeros are for biases, and for a last layer at most.
     """
-    model = case.trained(case.model())  # in eval mode: dropout alone would tell them apart
+    model = case.model()
+    flat = [name for name, p in model.named_parameters() if p.ndim > 1 and p.numel() > 2]
+    flat = [n for n in flat if (p := model.get_parameter(n)).min() == p.max() != 0]
+    if flat:
+        raise Wrong(f"one number is everywhere in {some(flat)}")
+    case.trained(model)  # in eval mode: dropout alone would tell them apart
     twins = [
         name
         for name, p in model.named_parameters()
@@ -484,6 +510,7 @@ CHECKS = [
     logits_not_probabilities,
     no_picture_sees_another,
     the_whole_picture_counts,
+    it_can_bend,
     dropout_works_in_training_alone,
     eval_leaves_the_model_alone,
     comes_back_from_its_file,
