@@ -28,6 +28,7 @@ from data.prepare import prepare_demo
 from models.basic_module import BasicModule
 from utils import checkpoint, diagnostics, engine, metrics, runs
 from utils.debug import pause_if_asked
+from utils.device import Precision, pick_device
 from utils.diagnostics import Finding
 from utils.diagnostics import data as check_data
 from utils.diagnostics import learning as check_learning
@@ -162,22 +163,16 @@ def train(**options) -> Path:
         batches = stop.watch(val_loader.epoch(title="best"))
         logits, labels = engine.evaluate(model, batches, amp, opt.mirror)
         summary = metrics.summarize(logits, labels)
-        with disk(run / "report.html"):
-            write_report(
-                run / "report.html",
-                title=f"{opt.model} on {opt.dataset}",
-                options=opt.shaping(),
-                history=history,
-                summary=summary,
-                mistakes=metrics.worst_mistakes(logits, labels),
-                samples=Subset(val_data, val_loader.readable()),
-                classes=val_data.classes,
-            )
+        mistakes = metrics.worst_mistakes(logits, labels)
+        title, page = f"{opt.model} on {opt.dataset}", run / "report.html"
+        seen = Subset(val_data, val_loader.readable()), val_data.classes
+        with disk(page):
+            write_report(page, title, opt.shaping(), history, summary, mistakes, *seen)
         stop.check()
 
     vis.close()
     log("the best epoch on val:\n" + metrics.as_text(summary, val_data.classes))
-    log(f"weights   {run / 'best.pth'}\nreport    {run / 'report.html'}")
+    log(f"weights   {run / 'best.pth'}\nreport    {page}")
     disk.raise_failures()
     return run
 
@@ -307,9 +302,9 @@ def open_checkpoint(options: dict, mode: str) -> tuple:
     return opt, model, dataset, loader, amp
 
 
-def open_device(opt: DefaultConfig) -> tuple[torch.device, engine.Precision]:
-    device = engine.pick_device(opt.use_gpu, opt.deterministic)
-    return device, engine.Precision(opt.precision, device)
+def open_device(opt: DefaultConfig) -> tuple[torch.device, Precision]:
+    device = pick_device(opt.use_gpu, opt.deterministic)
+    return device, Precision(opt.precision, device)
 
 
 def open_split(opt: DefaultConfig, mode: str) -> Dataset:

@@ -4,6 +4,7 @@ import hashlib
 import multiprocessing
 import os
 import shutil
+import zlib
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -78,18 +79,25 @@ class DiskCache:
         key = repr((str(path.resolve()), stamp, self.kind))
         name = hashlib.blake2b(key.encode(), digest_size=16).hexdigest()
         kept = self.root / name[:2] / f"{name}.npy"
-        with suppress(OSError, ValueError, EOFError):  # not there yet, or cut off
-            return Image.fromarray(np.load(kept))
+        with suppress(OSError, ValueError, EOFError), open(kept, "rb") as file:
+            pixels = np.load(file)
+            if file.read() == checksum(pixels):  # else the machine went down while it was written
+                return Image.fromarray(pixels)
         image = read(path)
         temporary = kept.with_suffix(f".{os.getpid()}")
         try:
             kept.parent.mkdir(exist_ok=True)
             with open(temporary, "wb") as file:
                 np.save(file, np.asarray(image))
+                file.write(checksum(np.asarray(image)))
             os.replace(temporary, kept)
         except OSError:
             temporary.unlink(missing_ok=True)
         return image
+
+
+def checksum(pixels: np.ndarray) -> bytes:
+    return zlib.crc32(np.ascontiguousarray(pixels)).to_bytes(4, "little")
 
 
 def sample_size(path: Path, read: Read) -> int:

@@ -185,7 +185,8 @@ def read_image(path: str | Path, side: int | None = None) -> Image.Image:
                 raise ValueError(f"{image.width} x {image.height} pixels are too many")
             if side:
                 image.draft(None, (side, side))
-            return to_rgb(ImageOps.exif_transpose(image))
+            ImageOps.exif_transpose(image, in_place=True)
+            return to_rgb(image)
     except Exception as error:  # decoders of damaged files raise whatever they please
         reason = " ".join(str(error).split()) or type(error).__name__
         raise UnreadableImage(f"{path} is left out: {reason}") from error
@@ -199,4 +200,5 @@ def to_rgb(image: Image.Image) -> Image.Image:
         image = image.convert("RGBA")
         white = Image.new("RGBA", image.size, "white")
         image = Image.alpha_composite(white, image)
-    return image.convert("RGB")
+    image.load()  # before its file is closed
+    return image if image.mode == "RGB" else image.convert("RGB")

@@ -201,8 +201,8 @@ class Guarded(Dataset):
 
 def collate(samples: list[tuple[Tensor, int] | None]) -> tuple[Tensor, Tensor] | None:
     """Stack the samples that could be read, channels last; None if there is not one."""
-    readable = [sample for sample in samples if sample is not None]
+    readable = [(part[0].permute(1, 2, 0), part[1]) for part in samples if part is not None]
     if not readable:
         return None
-    images, labels = default_collate(readable)
-    return images.contiguous(memory_format=torch.channels_last), labels
+    images, labels = default_collate(readable)  # (N, H, W, 3), as pictures lie in memory
+    return images.permute(0, 3, 1, 2), labels

@@ -112,7 +112,7 @@ def test_the_mixin_catches(fault, caught_by, pictures):
         assert result.failures and not result.errors
     else:
         unittest.defaultTestLoader.loadTestsFromTestCase(case).run(result)
-        assert result.wasSuccessful() and result.testsRun == 14
+        assert result.wasSuccessful() and result.testsRun == 15
 
 
 # Which files are pictures, and what they show.
@@ -610,6 +610,10 @@ def test_a_file_that_was_replaced_or_a_kept_one_that_was_cut_off_is_read_anew(tm
     assert val_samples(root, kept)[0][0].max() == 0
     (file,) = kept.glob("*/*.npy")
     file.write_bytes(file.read_bytes()[:1000])
+    assert val_samples(root, kept)[0][0].max() == 0
+    with open(file, "r+b") as damaged:
+        damaged.seek(2000)
+        damaged.write(b"\xff" * 500)
     assert val_samples(root, kept)[0][0].max() == 0
     for path in root.iterdir():
         status = path.stat()

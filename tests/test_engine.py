@@ -15,9 +15,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from utils import engine
+from utils.device import Precision, has_native_bf16, pick_device
 
 CPU = torch.device("cpu")
-FP32 = engine.Precision("fp32", CPU)
+FP32 = Precision("fp32", CPU)
 WEIGHT = torch.tensor([0.5, 2.0, 1.25])
 
 
@@ -123,8 +124,8 @@ def test_a_short_gradient_is_not_clipped():
     torch.testing.assert_close(step(make_model(), clip_norm=1e3)[2], step(make_model())[2])
 
 
-def scaled(scale: float) -> engine.Precision:
-    precision = engine.Precision("fp32", CPU)
+def scaled(scale: float) -> Precision:
+    precision = Precision("fp32", CPU)
     precision.scaler = torch.amp.GradScaler("cpu", init_scale=scale)
     return precision
 
@@ -333,7 +334,7 @@ def test_the_learning_rate_is_set_for_every_group():
     ("name", "dtype"), [("fp32", torch.float32), ("bf16", torch.bfloat16), ("fp16", torch.float16)]
 )
 def test_a_precision_is_that_of_the_forward_pass_and_weights_stay_float32(name, dtype):
-    precision, model, seen = engine.Precision(name, CPU), make_model(), []
+    precision, model, seen = Precision(name, CPU), make_model(), []
     model.register_forward_hook(lambda module, inputs, output: seen.append(output.dtype))
     precision.scaler = torch.amp.GradScaler("cpu", 1024.0, enabled=precision.scaler.is_enabled())
     exact = step(make_model())[2]
@@ -350,8 +351,8 @@ def test_a_precision_is_that_of_the_forward_pass_and_weights_stay_float32(name, 
 
 @pytest.mark.parametrize(("native", "name"), [(True, "bf16"), (False, "fp32")])
 def test_auto_is_bfloat16_where_the_processor_has_it(native, name, monkeypatch):
-    monkeypatch.setattr(engine, "has_native_bf16", lambda device: native)
-    precision = engine.Precision("auto", CPU)
+    monkeypatch.setattr("utils.device.has_native_bf16", lambda device: native)
+    precision = Precision("auto", CPU)
     assert precision.name == name
     assert precision.autocast._enabled == native and not precision.scaler.is_enabled()
 
@@ -362,32 +363,32 @@ def test_only_instructions_for_bfloat16_make_it_native(monkeypatch):
         ({"avx512_bf16": False, "avx2": True}, False),
     ):
         monkeypatch.setattr(torch.cpu, "get_capabilities", lambda found=found: found, raising=False)
-        assert engine.has_native_bf16(CPU) == native
+        assert has_native_bf16(CPU) == native
 
 
 def test_the_cpu_is_used_where_no_accelerator_is_wanted_or_found(monkeypatch):
     monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda check_available: None)
-    assert engine.pick_device(True) == engine.pick_device(False) == CPU
+    assert pick_device(True) == pick_device(False) == CPU
     gpu = torch.device("cuda")
     monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda check_available: gpu)
-    assert engine.pick_device(True) == gpu
-    assert engine.pick_device(False) == CPU
+    assert pick_device(True) == gpu
+    assert pick_device(False) == CPU
 
 
 def test_deterministic_algorithms_are_on_where_asked_for():
     try:
-        engine.pick_device(False, deterministic=True)
+        pick_device(False, deterministic=True)
         assert torch.are_deterministic_algorithms_enabled()
     finally:
-        engine.pick_device(False, deterministic=False)
+        pick_device(False, deterministic=False)
     assert not torch.are_deterministic_algorithms_enabled()
 
 
 def test_a_cpu_keeps_the_memory_of_a_step_and_takes_tiny_numbers_for_zero():
     code = """
 import resource, torch
-from utils import engine
-engine.pick_device(use_gpu=False)
+from utils.device import pick_device
+pick_device(use_gpu=False)
 print((torch.full((8,), 1e-30) * 1e-10).sum().item())
 def pages():
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt

@@ -26,6 +26,7 @@ from data.cache import no_cache
 from data.loader import cores
 from tests.visdom_server import visdom_server
 from utils import engine
+from utils.device import Precision, pick_device
 
 WARM_UP = 3  # steps before the clock starts: workers start, memory is laid out
 
@@ -41,8 +42,8 @@ class Bench:
         self.root, self.name, self.size = wanted.data, wanted.model, wanted.size
         self.steps, self.batch = wanted.steps, wanted.batch
         self.folder = tempfile.TemporaryDirectory()
-        device = engine.pick_device(use_gpu=True)
-        self.amp = engine.Precision("auto", device)
+        device = pick_device(use_gpu=True)
+        self.amp = Precision("auto", device)
         self.model = getattr(models, self.name)(num_classes=2)
         self.model.to(device, memory_format=torch.channels_last)
         images = torch.randn(self.batch, 3, self.size, self.size, device=device)

@@ -16,10 +16,11 @@ from torch.overrides import TorchFunctionMode
 
 from models.basic_module import BasicModule
 from utils import checkpoint, engine
+from utils.device import Precision
 
 from . import Doubt, Wrong, bad_gradients, some
 
-FP32 = engine.Precision("fp32", torch.device("cpu"))
+FP32 = Precision("fp32", torch.device("cpu"))
 
 
 @dataclass
