@@ -97,12 +97,13 @@ def train(**options) -> Path:
     }
     stop = Stop()
     keeper = checkpoint.Keeper(run / "last.pth", live, facts, opt.save_minutes, stop, disk)
+    # Its hooks run inside train_step, just before optimizer.step().
     watch = Watch(opt.checks, model, optimizer, amp.autocast, log, keeper)
     first_epoch, first_step, history = keeper.restore(saved)  # history has a row an epoch
     if saved:
         log(f"goes on at epoch {first_epoch + 1}, step {first_step + 1}")
 
-    with lock, train_loader, val_loader, stop, keeper, watch:
+    with lock, train_loader, val_loader, stop, keeper, watch:  # left from right to left
         for epoch in range(first_epoch, opt.max_epoch):
             # step 5: train
             model.train()
@@ -111,6 +112,7 @@ def train(**options) -> Path:
             title = f"epoch {epoch + 1}/{opt.max_epoch}"
             for step, images, labels in train_loader.epoch(epoch, first_step, title):
                 seed_everything(opt.seed, epoch, step)  # a step depends on nothing before it
+                # No scheduler object: a rate is a function of its place, as --resume needs it.
                 progress = (epoch + step / len(train_loader)) / opt.max_epoch
                 lr = opt.lr * decay * engine.lr_share(opt.schedule, progress, opt.warmup)
                 engine.set_lr(optimizer, lr)
@@ -339,9 +341,9 @@ def build_data(
         log("the pictures are not those of the training: some of val may have been trained on")
     # A model needs the normalisation it was trained with.
     dataset.mean, dataset.std = saved.get("mean", dataset.mean), saved.get("std", dataset.std)
-    shuffle = mode == "train"
-    loader = data.ResidentLoader if opt.on_device else data.Loader
-    return dataset, loader(dataset, opt.batch_size, opt.num_workers, device, opt.seed, shuffle)
+    kind = data.ResidentLoader if opt.on_device else data.Loader
+    parts = (dataset, opt.batch_size, opt.num_workers, device, opt.seed)
+    return dataset, kind(*parts, shuffle=mode == "train")
 
 
 def build_model(opt: DefaultConfig, num_classes: int) -> BasicModule:

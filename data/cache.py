@@ -3,6 +3,7 @@
 import hashlib
 import multiprocessing
 import os
+import re
 import shutil
 import zlib
 from collections.abc import Callable
@@ -79,7 +80,10 @@ class DiskCache:
         key = repr((str(path.resolve()), stamp, self.kind))
         name = hashlib.blake2b(key.encode(), digest_size=16).hexdigest()
         kept = self.root / name[:2] / f"{name}.npy"
-        with suppress(OSError, ValueError, EOFError), open(kept, "rb") as file:
+        with (
+            suppress(Exception),
+            open(kept, "rb") as file,
+        ):  # damaged ones raise anything
             pixels = np.load(file)
             if file.read() == checksum(pixels):  # else the machine went down while it was written
                 return Image.fromarray(pixels)
@@ -92,7 +96,8 @@ class DiskCache:
                 file.write(checksum(np.asarray(image)))
             os.replace(temporary, kept)
         except OSError:
-            temporary.unlink(missing_ok=True)
+            with suppress(OSError):
+                temporary.unlink(missing_ok=True)
         return image
 
 
@@ -110,9 +115,9 @@ def sample_size(path: Path, read: Read) -> int:
 
 
 def free_memory(device: torch.device | None = None) -> int:
-    """Bytes that are free on a GPU, or for processes to share.
+    """Bytes that are free on a device; without one, bytes that processes can share.
 
-    The latter is the least of what is available, in this container, and in /dev/shm.
+    In memory, that is the least of what the machine, this container and /dev/shm have left.
     """
     if device is not None and device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
@@ -120,9 +125,11 @@ def free_memory(device: torch.device | None = None) -> int:
     with suppress(OSError):
         lines = Path("/proc/meminfo").read_text().splitlines()
         limits = [1024 * int(line.split()[1]) for line in lines if "MemAvailable" in line]
-        limits.append(shutil.disk_usage("/dev/shm").free)
+        limits += [] if device else [shutil.disk_usage("/dev/shm").free]
         group = Path("/sys/fs/cgroup")
         most = (group / "memory.max").read_text().strip()
         if most != "max":
-            limits.append(int(most) - int((group / "memory.current").read_text()))
+            used = int((group / "memory.current").read_text())
+            files = re.search(r"^inactive_file (\d+)$", (group / "memory.stat").read_text(), re.M)
+            limits.append(int(most) - used + int(files[1]))  # files in memory make room when asked
     return max(0, min(limits))

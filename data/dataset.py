@@ -16,13 +16,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from .cache import DiskCache, RamCache, no_cache
-from .transforms import (
-    Transform,
-    crop_and_flip,
-    eval_transforms,
-    train_transforms,
-    whole_transforms,
-)
+from .transforms import Transform, crop_and_flip, eval_transforms, train_transforms
 
 FORMATS = ["JPEG", "PNG", "BMP", "WEBP", "GIF"]  # by content: photos often carry a wrong suffix
 MAX_PIXELS = 100_000_000  # larger pictures are taken for decompression bombs
@@ -60,7 +54,9 @@ class DogCat(Dataset):
         self.transforms = transforms or (
             train_transforms(image_size, crop_scale) if augmented else eval_transforms(image_size)
         )
-        self.augment = partial(crop_and_flip, image_size, crop_scale) if augmented else None
+        self.augment = None  # how ResidentLoader does for a batch what transforms do for a picture
+        if augmented and not transforms:
+            self.augment = partial(crop_and_flip, image_size, crop_scale)
         # A crop of half a picture's area then still has image_size pixels a side.
         self.side = round(2**0.5 * image_size)
         self.read = partial(read_image, side=self.side)
@@ -104,7 +100,7 @@ class DogCat(Dataset):
         """A view for ResidentLoader: samples that leave cropping and flipping to `augment`."""
         view = copy.copy(self)
         if self.augment:
-            view.transforms = whole_transforms(self.side)
+            view.transforms = eval_transforms(self.side, share=1.0)
         return view
 
     @property

@@ -107,18 +107,20 @@ class ResidentLoader(Loader):
     """
 
     def __init__(
-        self,
-        dataset: Dataset,
-        batch_size: int,
-        num_workers: int | None = None,
-        device: torch.device | str = "cpu",
-        seed: int = 0,
-        shuffle: bool = False,
+        self, dataset: Dataset, *parts: Any, shuffle: bool = False, **options: Any
     ) -> None:
-        super().__init__(dataset.whole(), batch_size, num_workers, device, seed)
-        self.sampler = EpochSampler(len(dataset), seed, shuffle)  # of what was read in order
+        super().__init__(dataset.whole(), *parts, **options)
+        # self.batches keeps the sampler it has, which reads in order.
+        self.sampler = EpochSampler(len(dataset), self.guarded.seed, shuffle)
         self.augment = dataset.augment if shuffle else None
+        if shuffle and not self.augment:
+            name = type(dataset).__name__
+            raise ValueError(f"{name} crops and flips no batches: train without --on-device")
         self.images: Tensor | None = None  # uint8 (M, 3, H, W) of the M that can be read
+
+    def __enter__(self) -> "Loader":
+        self.read_all()
+        return self
 
     def raw_batches(self) -> Iterator[tuple[Tensor, Tensor] | None]:
         if self.images is None:
@@ -145,7 +147,7 @@ class ResidentLoader(Loader):
             images = batch[0]
             if self.images is None:
                 need, free = total * images[0].numel(), free_memory(self.device)
-                if need > free:
+                if need > 0.7 * free:  # the model needs the rest
                     raise MemoryError(
                         f"{total:,} pictures need {need / 1e9:.1f} GB and {self.device} has "
                         f"{free / 1e9:.1f} GB free: train without --on-device, or on smaller ones"

@@ -24,23 +24,12 @@ def train_transforms(image_size: int, crop_scale: float) -> Transform:
     )
 
 
-def eval_transforms(image_size: int) -> Transform:
+def eval_transforms(image_size: int, share: float = 0.875) -> Transform:
     """Take the middle, the same each time: to uint8 (3, image_size, image_size)."""
     return v2.Compose(
         [
-            v2.Lambda(middle_square),
+            v2.Lambda(partial(middle_square, share=share)),
             v2.Resize((image_size, image_size)),
-            v2.PILToTensor(),
-        ]
-    )
-
-
-def whole_transforms(side: int) -> Transform:
-    """Take the whole middle square, for `crop_and_flip`: to uint8 (3, side, side)."""
-    return v2.Compose(
-        [
-            v2.Lambda(partial(middle_square, share=1.0)),
-            v2.Resize((side, side)),
             v2.PILToTensor(),
         ]
     )
@@ -66,7 +55,7 @@ def crop_and_flip(size: int, crop_scale: float, images: Tensor, seed: int) -> Te
     return F.grid_sample(images.float(), grid, padding_mode="border", align_corners=False)
 
 
-def middle_square(image: Image.Image, share: float = 0.875) -> Image.Image:
+def middle_square(image: Image.Image, share: float) -> Image.Image:
     """Cut the middle square, `share` of the shorter side wide (Resize(256) + CenterCrop(224)).
 
     Cutting first keeps memory small for a picture of 1 x 10,000 pixels too.

@@ -12,6 +12,7 @@ import unittest
 import zlib
 from itertools import combinations
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -20,6 +21,7 @@ from PIL import Image
 
 import data
 from data import DogCat, Loader, ResidentLoader
+from data.cache import free_memory
 from data.dataset import MAX_PIXELS, UnreadableImage, read_image
 from data.prepare import prepare_demo
 from data.sampler import EpochSampler
@@ -547,6 +549,17 @@ def test_pictures_on_the_device_are_read_once(pictures, tmp_path):
     assert same(first, [*loader.epoch(3)])
 
 
+def test_transforms_of_ones_own_are_not_dropped_in_silence_on_the_device(pictures):
+    dataset = DogCat(pictures / "train", eval_transforms(32), mode="train")
+    with pytest.raises(ValueError, match="DogCat crops and flips no batches: train without --on-d"):
+        ResidentLoader(dataset, 8, 0, shuffle=True)
+
+
+def test_a_small_shared_memory_limits_only_what_is_shared(monkeypatch):
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=64 << 20))
+    assert free_memory() <= 64 << 20 < free_memory(torch.device("cpu"))
+
+
 def test_too_many_pictures_for_the_device_are_refused_in_one_line(pictures, monkeypatch):
     monkeypatch.setattr("data.loader.free_memory", lambda device: 1000)
     loader = ResidentLoader(DogCat(pictures / "train", image_size=32), 8, 0)
@@ -611,10 +624,10 @@ def test_a_file_that_was_replaced_or_a_kept_one_that_was_cut_off_is_read_anew(tm
     (file,) = kept.glob("*/*.npy")
     file.write_bytes(file.read_bytes()[:1000])
     assert val_samples(root, kept)[0][0].max() == 0
-    with open(file, "r+b") as damaged:
-        damaged.seek(2000)
-        damaged.write(b"\xff" * 500)
-    assert val_samples(root, kept)[0][0].max() == 0
+    whole = file.read_bytes()
+    for place in (*range(128), 2000):  # its header, and a pixel
+        file.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
+        assert val_samples(root, kept)[0][0].max() == 0
     for path in root.iterdir():
         status = path.stat()
         Image.new("RGB", (40, 40), "white").save(path)  # as long as the one before

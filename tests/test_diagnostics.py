@@ -443,7 +443,24 @@ class HasAFrozenBackbone(Sound):
         return self.deep(super().features(images))
 
 
-SOUND = [Sound, StartsWithAHeadOfZeros, HasAttention, HasGroupNorm]
+class ScalesItsLayers(Sound):
+    def __init__(self, num_classes):
+        super().__init__(num_classes)
+        self.layer_scale = nn.Parameter(torch.full((16, 1, 1), 0.5))
+        self.logit_scale = nn.Parameter(torch.full((1, 1, 1, 1), 10.0))
+
+    def features(self, images):
+        scale = self.layer_scale * (0.1 * self.logit_scale[0])
+        return (scale * self.norm(self.conv(images))).relu().amax(dim=(2, 3))
+
+
+class FollowsSlowly(Sound):
+    def __init__(self, num_classes):
+        super().__init__(num_classes)
+        self.norm = nn.BatchNorm2d(16, momentum=0.01)
+
+
+SOUND = [Sound, StartsWithAHeadOfZeros, HasAttention, HasGroupNorm, ScalesItsLayers, FollowsSlowly]
 SOUND += [StartsABranchFromZero, HasAFrozenBackbone]
 
 
@@ -690,6 +707,28 @@ def test_a_hole_in_the_test_folder_is_found(pictures, tmp_path):
     assert "without 3" in found["test_ids_are_complete"].seen
 
 
+def test_a_rare_class_is_not_told_by_chance(tmp_path):
+    for number in range(100):
+        draw("cat", number).save(tmp_path / f"cat.{number}.jpg")
+        if number < 5:
+            draw("dog", number).save(tmp_path / f"dog.{number}.jpg")
+    assert alarms([check_data.no_shortcut], data_case(tmp_path)) == {}
+
+
+def test_a_data_set_in_class_folders_is_copied_as_it_is(tmp_path):
+    paths = [tmp_path / kind / f"{number}.jpg" for kind in ("ant", "bee") for number in range(12)]
+    for path in paths:
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(str(path))
+    labels = [0] * 12 + [1] * 12
+    split = SimpleNamespace(labels=labels, num_classes=2, class_counts=[12, 12])
+    case = check_data.Case(split, split, lambda: None, Loader)
+    case.files = {"train": paths}
+    assert case.copy(tmp_path / "copy")
+    for path in paths:
+        assert (tmp_path / "copy" / path.relative_to(tmp_path)).read_text() == str(path)
+
+
 def test_sound_data_raises_no_alarm(tmp_path):
     for number in range(60):
         for kind in ("cat", "dog"):
@@ -743,8 +782,16 @@ def test_a_planted_fault_of_loss_or_rate_is_found(facts, check, words, monkeypat
     assert words in found[check].seen
 
 
-def test_sound_training_raises_no_alarm():
-    assert alarms(check_learning.CHECKS, learning_case()) == {}
+@pytest.mark.parametrize("model", [Sound, FollowsSlowly])
+def test_sound_training_raises_no_alarm(model):
+    assert alarms(check_learning.CHECKS, learning_case(model)) == {}
+
+
+def test_few_pictures_are_no_fault_of_the_training():
+    case = learning_case()
+    for count in (13, 5, 2):
+        case.images, case.labels = case.images[:count], case.labels[:count]
+        assert alarms([check_learning.learns_a_hundred_pictures], case) == {}
 
 
 # What somebody may do to the code: an edit of a copy of the project, and what its check says.
@@ -760,9 +807,9 @@ EDITS = [
     ("utils/engine.py", "losses.sum() / len(labels)", "losses.mean()", "in parts moves"),
     ("utils/engine.py", "    model.eval()\n", "", "The command train does"),
     ("utils/engine.py", "model.train(was_training)", "pass", "evaluate measures the model"),
-    ("utils/engine.py", "scaler.scale(losses", "scaler.scale(-losses", "lowers the loss"),
+    ("utils/engine.py", "scaler.scale(loss)", "scaler.scale(-loss)", "lowers the loss"),
     ("utils/engine.py", "p for p in trainable if p.ndim > 1", "p for p in []", "Steps move"),
-    ("main.py", 'shuffle = mode == "train"', "shuffle = False", "in order"),
+    ("main.py", 'shuffle=mode == "train"', "shuffle=False", "in order"),
     ("main.py", 'build_data(opt, "val", ', 'build_data(opt, "train", ', "in order"),
     ("main.py", "lr = opt.lr * decay", "lr = 9 * opt.lr * decay", "in order"),
     ("data/sampler.py", '"order", self.epoch', '"order", 0', "in order"),

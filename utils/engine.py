@@ -35,12 +35,13 @@ def train_step(
         with amp.autocast:
             logits = model(part)  # (n, K)
             losses = criterion(logits, part_labels)  # (n,)
-        amp.scaler.scale(losses.sum() / len(labels)).backward()
+        loss = losses.sum() / len(labels)  # this part's share of the whole batch's mean
+        amp.scaler.scale(loss).backward()
         parts.append((logits.detach(), losses.detach()))
-    amp.scaler.unscale_(optimizer)  # before clipping: the norm is that of the true gradient
+    amp.scaler.unscale_(optimizer)  # before clipping: the norm is the true gradient's (fp16 alone)
     if clip_norm is not None:
         nn.utils.clip_grad_norm_(model.parameters(), clip_norm)
-    amp.scaler.step(optimizer)
+    amp.scaler.step(optimizer)  # optimizer.step(), unless fp16 overflowed
     amp.scaler.update()
     logits, losses = (torch.cat(pieces) for pieces in zip(*parts, strict=True))
     return logits, losses

@@ -59,7 +59,8 @@ class ConfusionMeter:
 
     def add(self, logits: Tensor, labels: Tensor) -> None:
         """Take logits (N, K) of any float type and labels (N,); N may be 1."""
-        self.pending.append((logits.detach(), labels))
+        wrong = ~logits.isfinite().all(dim=1)
+        self.pending.append((logits.argmax(dim=1).masked_fill(wrong, -1), labels))
 
     def value(self) -> np.ndarray:
         """Return a copy of the counts (K, K).
@@ -67,13 +68,13 @@ class ConfusionMeter:
         Raises FloatingPointError for logits that are not finite, ValueError for unknown labels.
         """
         if self.pending:
-            logits, labels = (torch.cat(parts).cpu() for parts in zip(*self.pending, strict=True))
+            answers, labels = (torch.cat(parts).cpu() for parts in zip(*self.pending, strict=True))
             self.pending.clear()
-            if not logits.isfinite().all():
+            if (answers < 0).any():
                 raise FloatingPointError("the logits are not finite: training diverged; lower --lr")
             if not ((labels >= 0) & (labels < self.meter.k)).all():
                 raise ValueError(f"labels are not all within 0 … {self.meter.k - 1}")
-            self.meter.add(logits.argmax(dim=1), labels)
+            self.meter.add(answers, labels)
         return self.meter.value().copy()
 
     def accuracy(self) -> float:

@@ -6,7 +6,7 @@ import math
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,7 @@ from . import Doubt, Wrong
 STEPS = 60  # enough for a model that learns to learn eight pictures by heart
 SECONDS = 20.0  # for learning a hundred
 SHORT = {"max_epoch": 2, "batch_size": 8, "accumulate": 1}  # a rehearsal of the command train
-SHORT |= {"num_workers": 0, "visdom_port": 1, "resume": False}
+SHORT |= {"num_workers": 0, "cache": "none", "visdom_port": 1, "resume": False}
 
 
 @dataclass
@@ -201,11 +201,15 @@ def learns_a_hundred_pictures(case: Case) -> str:
     Do: look at the pictures and labels; then for a model that is too small or decays too much.
     """
     model, rows = case.model().train(), spread(case.labels, 100)
+    for layer in model.modules():  # statistics that follow slowly would need a longer training
+        if getattr(layer, "momentum", None):
+            layer.momentum = max(layer.momentum, 0.1)
+    parts = rows.chunk(math.ceil(len(rows) / 25))  # none of a single picture
     optimizer = engine.build_optimizer(model, case.lr / 2, weight_decay=0.0)
     started, passes, step, best = time.monotonic(), 0, 0, 0.0
     while best < 1 and time.monotonic() - started < SECONDS:
         answers = []
-        for part in rows.chunk(math.ceil(len(rows) / 25)):  # none of a single picture
+        for part in parts:
             engine.set_lr(optimizer, case.lr / 2 * min(1, (step + 1) / 20))
             step += 1
             answers.append(case.step(model, optimizer, part)[0].argmax(dim=1))
@@ -221,19 +225,20 @@ def learns_a_hundred_pictures(case: Case) -> str:
         raise Wrong(seen)
     if best < 0.97 and passes >= 40:
         raise Doubt(seen)
-    if best > 0.97 and (measured := settled_accuracy(case, model, rows)) < 0.8 * best:
-        raise Wrong(
-            f"{seen}, but in eval mode {measured:.0%}: training and eval differ by too much"
-        )
+    if best > 0.97 and len(rows) >= 20:
+        measured = settled_accuracy(case, model, parts)
+        if measured < 0.8:
+            raise Wrong(f"{seen}, but in eval mode {measured:.0%}: the two differ by too much")
     return seen if best > 0.97 else f"{seen}; {SECONDS:.0f} s were up"
 
 
-def settled_accuracy(case: Case, model: nn.Module, rows: Tensor) -> float:
+def settled_accuracy(case: Case, model: nn.Module, parts: Sequence[Tensor]) -> float:
     """Accuracy in eval mode, once BatchNorm's statistics have caught up with the weights."""
     with torch.no_grad(), case.amp.autocast:
-        for part in [*rows.chunk(4)] * 10:
+        for part in [*parts] * 10:
             model(case.images[part])
-    logits, labels = engine.evaluate(model, [(0, case.images[rows], case.labels[rows])], case.amp)
+    batches = [(step, case.images[part], case.labels[part]) for step, part in enumerate(parts)]
+    logits, labels = engine.evaluate(model, batches, case.amp)
     return (logits.argmax(dim=1) == labels).float().mean().item()
 
 
@@ -306,14 +311,14 @@ def the_loop_is_in_order(case: Case) -> str:
     passes: list[tuple[bool, bool, bool]] = []  # training mode, gradients on, gradients left
     steps: list[float] = []
     orders: list[Tensor] = []  # the labels of each step
-    pictures: dict[bool, set[bytes]] = {True: set(), False: set()}  # with gradients, without
+    pictures: dict[bool, set[int]] = {True: set(), False: set()}  # with gradients, without
 
     def note_pass(module: nn.Module, inputs: Any) -> None:
         if type(module) is type(case.criterion) and torch.is_grad_enabled():
             orders.append(inputs[1].cpu())
         if type(module) is kind:
             found = pictures[torch.is_grad_enabled()]
-            found |= {image.cpu().numpy().tobytes() for image in inputs[0]}
+            found |= {hash(image.cpu().numpy().tobytes()) for image in inputs[0]}
             left = any(p.grad is not None and p.grad.any() for p in module.parameters())
             passes.append((module.training, torch.is_grad_enabled(), left))
 
@@ -327,6 +332,8 @@ def the_loop_is_in_order(case: Case) -> str:
             if not (case.copy_pictures and case.copy_pictures(root)):
                 return "not rehearsed: there are too few files"
             case.rehearse(root)
+    except FileNotFoundError as error:  # a data set that is more than its pictures
+        return f"not rehearsed: {error}"
     finally:
         for hook in hooks:
             hook.remove()

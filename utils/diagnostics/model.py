@@ -447,9 +447,11 @@ def few_units_are_dead(case: Case) -> str:
     Do: start with biases of 0 and a smaller learning rate, or use a leaky ReLU.
     """
     dead = {}
-    for name, p in case.trained().named_parameters():
-        if p.grad is not None and p.ndim > 1 and len(p) > 3:
-            dead[name] = p.grad.flatten(1).eq(0).all(dim=1).float().mean().item()
+    for name, layer in case.trained().named_modules():
+        if isinstance(layer, nn.Linear | nn.Conv2d) and len(layer.weight) > 3:
+            grad = layer.weight.grad
+            if grad is not None:
+                dead[name] = grad.flatten(1).eq(0).all(dim=1).float().mean().item()
     worst = max(dead, key=dead.get, default="")
     seen = f"at most {dead.get(worst, 0):.0%}" + f", at {worst}" * (dead.get(worst, 0) > 0)
     if dead.get(worst, 0) > 0.9:
@@ -466,8 +468,12 @@ def units_differ(case: Case) -> str:
     Do: draw weights at random; zeros are for biases, and for a last layer at most.
     """
     model = case.model()
-    flat = [name for name, p in model.named_parameters() if p.ndim > 1 and p.numel() > 2]
-    flat = [n for n in flat if (p := model.get_parameter(n)).min() == p.max() != 0]
+    flat = [
+        name
+        for name, p in model.named_parameters()
+        if p.requires_grad and p.ndim > 1 and len(p) > 1 and p[0].numel() > 1
+        if p.min() == p.max() != 0
+    ]
     if flat:
         raise Wrong(f"one number is everywhere in {some(flat)}")
     case.trained(model)  # in eval mode: dropout alone would tell them apart
