@@ -773,7 +773,11 @@ class Shuffles(engine.ClassificationLoss):
         ({"lr": 1e-7}, "updates_have_a_sensible_size", ""),
         ({"model": AlwaysSaysTheSame}, "learns_a_batch_by_heart", ""),
         ({"lr": 30.0}, "learns_a_hundred_pictures", ""),
-        ({"model": KeepsItsFirstStatistics}, "learns_a_hundred_pictures", "but in eval mode"),
+        (
+            {"model": KeepsItsFirstStatistics},
+            "learns_a_hundred_pictures",
+            "right in training mode, ",
+        ),
     ],
 )
 def test_a_planted_fault_of_loss_or_rate_is_found(facts, check, words, monkeypatch):
