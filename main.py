@@ -173,7 +173,8 @@ def train(**options) -> Path:
         stop.check()
 
     vis.close()
-    log("the best epoch on val:\n" + metrics.as_text(summary, val_data.classes))
+    mirror = ", with mirror images" if opt.mirror else ""
+    log(f"the best epoch on val{mirror}:\n" + metrics.as_text(summary, val_data.classes))
     log(f"weights   {run / 'best.pth'}\nreport    {page}")
     disk.raise_failures()
     return run

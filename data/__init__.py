@@ -7,10 +7,8 @@ A new data set is its file and one import line here. Pictures named like `rose.1
 a sample that cannot be read. For --on-device it has `whole()` and `augment` as well.
 """
 
-from data.loader import (
-    Loader,
-    ResidentLoader,
-)  # not relative: the relative ones are what --dataset may name
+# Not relative: the relative imports are what --dataset may name.
+from data.loader import Loader, ResidentLoader
 
 from .dataset import DogCat
 

@@ -80,10 +80,7 @@ class DiskCache:
         key = repr((str(path.resolve()), stamp, self.kind))
         name = hashlib.blake2b(key.encode(), digest_size=16).hexdigest()
         kept = self.root / name[:2] / f"{name}.npy"
-        with (
-            suppress(Exception),
-            open(kept, "rb") as file,
-        ):  # damaged ones raise anything
+        with suppress(Exception), open(kept, "rb") as file:  # a damaged one raises anything
             pixels = np.load(file)
             if file.read() == checksum(pixels):  # else the machine went down while it was written
                 return Image.fromarray(pixels)
