@@ -12,13 +12,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
+from torch import Tensor
 
-Read = Callable[[Path], Image.Image]
+Read = Callable[[Path], Tensor]  # uint8 pictures (3, H, W)
 SAMPLE = 200  # pictures whose size is looked at to tell how much memory all of them need
 
 
-def no_cache(index: int, path: Path, read: Read) -> Image.Image:
+def no_cache(index: int, path: Path, read: Read) -> Tensor:
     """Return the picture at `path`."""
     return read(path)
 
@@ -37,26 +37,26 @@ class RamCache:
         size = min(need, free_memory() // 2)
         self.store = torch.empty(size, dtype=torch.uint8).share_memory_()
         self.start = torch.full((count,), -1, dtype=torch.int64).share_memory_()
-        self.shape = torch.zeros(count, 3, dtype=torch.int32).share_memory_()
+        self.shape = torch.zeros(count, 2, dtype=torch.int32).share_memory_()
         self.used = multiprocessing.Value("q", 0)
         self.words = f"{size / 1e6:,.0f} MB of memory" + f" ({size / need:.0%})" * (size < need)
 
-    def __call__(self, index: int, path: Path, read: Read) -> Image.Image:
+    def __call__(self, index: int, path: Path, read: Read) -> Tensor:
         """Return the picture at `path`, number `index`, and keep it."""
         start = int(self.start[index])
         if start >= 0:
-            height, width, depth = self.shape[index].tolist()
-            pixels = self.store[start : start + height * width * depth]
-            return Image.fromarray(pixels.numpy().reshape(height, width, depth))
+            height, width = self.shape[index].tolist()
+            pixels = self.store[start : start + 3 * height * width].view(height, width, 3)
+            return pixels.permute(2, 0, 1).clone()  # transforms may change it
         image = read(path)
-        pixels = torch.from_numpy(np.array(image))  # (H, W, 3)
+        pixels = image.permute(1, 2, 0)
         with self.used.get_lock():
             start = self.used.value
             if start + pixels.numel() > len(self.store):
                 return image
             self.used.value += pixels.numel()
         self.store[start : start + pixels.numel()] = pixels.flatten()
-        self.shape[index] = torch.tensor(pixels.shape)
+        self.shape[index] = torch.tensor(pixels.shape[:2])
         self.start[index] = start  # last: from here on it counts
         return image
 
@@ -73,7 +73,7 @@ class DiskCache:
         self.root, self.kind = root, kind
         self.words = str(root)
 
-    def __call__(self, index: int, path: Path, read: Read) -> Image.Image:
+    def __call__(self, index: int, path: Path, read: Read) -> Tensor:
         """Return the picture at `path` and keep it."""
         status = path.stat()
         stamp = (status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino)
@@ -83,14 +83,15 @@ class DiskCache:
         with suppress(Exception), open(kept, "rb") as file:  # a damaged one raises anything
             pixels = np.load(file)
             if file.read() == checksum(pixels):  # else the machine went down while it was written
-                return Image.fromarray(pixels)
+                return torch.from_numpy(pixels).permute(2, 0, 1)
         image = read(path)
+        pixels = image.permute(1, 2, 0).numpy()
         temporary = kept.with_suffix(f".{os.getpid()}")
         try:
             kept.parent.mkdir(exist_ok=True)
             with open(temporary, "wb") as file:
-                np.save(file, np.asarray(image))
-                file.write(checksum(np.asarray(image)))
+                np.save(file, pixels)
+                file.write(checksum(pixels))
             os.replace(temporary, kept)
         except OSError:
             with suppress(OSError):
@@ -105,10 +106,9 @@ def checksum(pixels: np.ndarray) -> bytes:
 def sample_size(path: Path, read: Read) -> int:
     """Bytes of one decoded picture; 0 if it cannot be read."""
     try:
-        image = read(path)
+        return read(path).numel()
     except OSError:
         return 0
-    return image.width * image.height * 3
 
 
 def free_memory(device: torch.device | None = None) -> int:

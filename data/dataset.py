@@ -14,6 +14,7 @@ import PIL
 from PIL import Image, ImageOps
 from torch import Tensor
 from torch.utils.data import Dataset
+from torchvision.transforms.v2.functional import pil_to_tensor
 
 from .cache import DiskCache, RamCache, no_cache
 from .transforms import Transform, crop_and_flip, eval_transforms, train_transforms
@@ -169,8 +170,10 @@ def split(
     return sorted(by_hash[:cut] if mode == "val" else by_hash[cut:])
 
 
-def read_image(path: str | Path, side: int | None = None) -> Image.Image:
-    """Read any picture as upright RGB; UnreadableImage if it is cut off, no picture, or a bomb.
+def read_image(path: str | Path, side: int | None = None) -> Tensor:
+    """Read any picture as upright RGB: uint8 (3, H, W).
+
+    Raises UnreadableImage if it is cut off, no picture, or a bomb.
 
     side: pixels that are enough for the shorter side. A JPEG is decoded at 1/2, 1/4 or 1/8 of its
     size while that leaves so many, which for a camera's picture is ten times as fast.
@@ -182,7 +185,7 @@ def read_image(path: str | Path, side: int | None = None) -> Image.Image:
             if side:
                 image.draft(None, (side, side))
             ImageOps.exif_transpose(image, in_place=True)
-            return to_rgb(image)
+            return pil_to_tensor(to_rgb(image))
     except Exception as error:  # decoders of damaged files raise whatever they please
         reason = " ".join(str(error).split()) or type(error).__name__
         raise UnreadableImage(f"{path} is left out: {reason}") from error

@@ -363,16 +363,16 @@ def test_an_odd_picture_is_read_as_upright_rgb(kind, tmp_path):
     make, left, right, size = USABLE[kind]
     (tmp_path / "cat.1.jpg").write_bytes(make())
     image = read_image(tmp_path / "cat.1.jpg")
-    assert (image.mode, image.size) == ("RGB", size)
-    for place, color in (((15, 20), left), ((45, 20), right)):
+    assert (image.dtype, image.shape) == (torch.uint8, (3, *size[::-1]))
+    for column, color in ((15, left), (45, right)):
         if color:
-            assert image.getpixel(place) == pytest.approx(color, abs=8)
+            assert image[:, 20, column].tolist() == pytest.approx(color, abs=8)
 
 
 def test_a_turned_photo_has_its_top_on_top(tmp_path):
     (tmp_path / "turned.jpg").write_bytes(turned())
     image = read_image(tmp_path / "turned.jpg")  # red was above: after the turn it is on the right
-    assert image.getpixel((5, 30))[2] > 200 and image.getpixel((35, 30))[0] > 200
+    assert image[2, 30, 5] > 200 and image[0, 30, 35] > 200
 
 
 @pytest.mark.parametrize("kind", BROKEN)
@@ -453,7 +453,7 @@ def test_a_batch_without_one_readable_picture_is_passed_over(tmp_path, kind):
 
 def test_a_callers_own_transforms_are_kept(pictures):
     def shrink(image):
-        assert isinstance(image, Image.Image) and image.mode == "RGB"
+        assert image.dtype == torch.uint8 and image.shape[0] == 3
         return torch.full((3, 2, 2), 7, dtype=torch.uint8)
 
     for mode in ("train", "val", "test"):
@@ -471,16 +471,15 @@ def test_val_shows_the_middle_of_the_picture(tmp_path):
     assert seen.min() > 240
 
 
-def crop_a_batch(picture: Image.Image) -> torch.Tensor:
+def crop_a_batch(picture: torch.Tensor) -> torch.Tensor:
     """Do for one picture what --on-device does for a batch, each time with another seed."""
-    pixels = torch.from_numpy(np.array(picture)).permute(2, 0, 1)[None]
-    return crop_and_flip(64, 0.5, pixels, seed=int(torch.randint(10**9, ())))[0]
+    return crop_and_flip(64, 0.5, picture[None], seed=int(torch.randint(10**9, ())))[0]
 
 
 @pytest.mark.parametrize("crop", [train_transforms(64, 0.5), crop_a_batch])
 def test_a_training_crop_shows_at_least_crop_scale_of_the_picture(crop):
     ramp = np.tile(np.arange(256, dtype=np.uint8), (256, 1))
-    picture = Image.fromarray(np.stack([ramp, ramp.T, ramp], axis=2))
+    picture = torch.from_numpy(np.stack([ramp, ramp.T, ramp]))
     torch.manual_seed(0)
     shares, flips = [], 0
     for _ in range(60):
@@ -649,8 +648,8 @@ def test_a_memory_cache_with_too_little_room_keeps_what_fits(pictures, monkeypat
 
 def test_a_large_jpeg_is_decoded_at_the_least_scale_that_leaves_enough(tmp_path):
     scene((800, 600)).save(tmp_path / "cat.1.jpg", quality=95)
-    sizes = {side: read_image(tmp_path / "cat.1.jpg", side).size for side in (None, 64, 90, 400)}
-    assert sizes == {None: (800, 600), 64: (100, 75), 90: (200, 150), 400: (800, 600)}
+    sizes = {side: read_image(tmp_path / "cat.1.jpg", side).shape for side in (None, 64, 90, 400)}
+    assert sizes == {None: (3, 600, 800), 64: (3, 75, 100), 90: (3, 150, 200), 400: (3, 600, 800)}
 
 
 def test_every_picture_and_every_seed_is_augmented_in_its_own_way(tmp_path):
@@ -771,7 +770,7 @@ def test_the_real_turned_photo_comes_out_upright(photos):
     with Image.open(path) as stored:
         assert stored.getexif()[0x0112] == 6
         size = stored.size
-    assert read_image(path).size == size[::-1]
+    assert read_image(path).shape == (3, *size)
 
 
 def test_real_photos_split_as_they_should(photos):

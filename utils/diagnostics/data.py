@@ -160,7 +160,7 @@ def samples_fit_the_loader(case: Case) -> str:
     """A sample is a square uint8 picture
 
     Why: the loader stacks samples, and normalises them itself.
-    Do: end the transforms with v2.PILToTensor(), at one size for all.
+    Do: let the transforms end with uint8 (3, H, W), at one size for all.
     """
     samples = [sample for split in (case.train, case.val) for sample in case.samples(split)]
     if not samples:
@@ -203,16 +203,15 @@ def thumbnails(case: Case, split: Dataset, most: int = 60) -> list[np.ndarray]:
     rows = []
     for index in case.few(split)[:: max(1, min(case.most, len(split)) // most)]:
         try:
-            picture = split.read(split.path(index)).convert("RGB")
+            picture = split.read(split.path(index)).float()
             with seeded("check", index):
                 sample = split[index][0].float()
         except Exception:  # a file that cannot be read, or a data set without files
             continue
-        small = F.adaptive_avg_pool2d(sample, 12).permute(1, 2, 0).numpy()
-        width, height = picture.size
-        middle = (width // 10, height // 10, width - width // 10, height - height // 10)
-        views = [picture.resize((12, 12), Image.BOX), picture.resize((12, 12), Image.BOX, middle)]
-        rows.append([small, *(np.asarray(view, dtype=np.float32) for view in views)])
+        top, left = (length // 10 for length in picture.shape[1:])
+        middle = picture[:, top : picture.shape[1] - top, left : picture.shape[2] - left]
+        views = (F.adaptive_avg_pool2d(view, 12) for view in (sample, picture, middle))
+        rows.append([view.permute(1, 2, 0).numpy() for view in views])
     return [np.array(column) for column in zip(*rows, strict=True)] or [np.empty(0)] * 3
 
 
@@ -367,10 +366,11 @@ def look_alikes(case: Case) -> list[tuple[Path, Path]]:
     for split in (case.train, case.val):
         for index in case.few(split):
             try:
-                grey = split.read(split.path(index)).convert("L").resize((16, 16), Image.BOX)
+                picture = split.read(split.path(index)).float()
             except Exception:  # a file that cannot be read, or a data set that reads otherwise
                 continue
-            thumbs[split.path(index)] = np.asarray(grey, dtype=np.float32).ravel()
+            grey = F.adaptive_avg_pool2d(picture, 16).mean(dim=0)
+            thumbs[split.path(index)] = grey.ravel().numpy()
     paths = {name: [p for p in files if p in thumbs] for name, files in case.files.items()}
     if not all(paths.values()):
         return []
