@@ -47,7 +47,7 @@ class DefaultConfig(Options):
     image_size: ImageSize = 128  # pixels a side; smaller is faster, larger sees finer detail
     crop_scale: Fraction = 0.5  # smallest share of a picture that a training crop shows
     num_workers: WholeNumber | None = None  # loader processes; None: one a core, at most 8
-    cache: Literal["none", "ram", "disk"] = "none"  # where decoded pictures are kept
+    cache: Literal["auto", "none", "ram", "disk"] = "auto"  # kept pictures; auto: val's, in memory
     cache_root: str = "data/cache"  # folder for --cache=disk; delete it at will
     on_device: bool = False  # hold the pictures on the device and augment there: fast on a GPU
 

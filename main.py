@@ -324,7 +324,7 @@ def build_data(
     `saved`: a checkpoint whose classes and normalisation the data set has to agree with.
     """
     dataset = open_split(opt, mode)
-    if opt.cache != "none":
+    if opt.cache in ("ram", "disk"):
         dataset.keep(opt.cache, opt.cache_root)
     log(dataset.describe())
     source = opt.load_model_path if mode != "train" else "the run"
@@ -344,7 +344,7 @@ def build_data(
     dataset.mean, dataset.std = saved.get("mean", dataset.mean), saved.get("std", dataset.std)
     kind = data.ResidentLoader if opt.on_device else data.Loader
     parts = (dataset, opt.batch_size, opt.num_workers, device, opt.seed)
-    return dataset, kind(*parts, shuffle=mode == "train")
+    return dataset, kind(*parts, shuffle=mode == "train", keep=opt.cache != "none")
 
 
 def build_model(opt: DefaultConfig, num_classes: int) -> BasicModule:

@@ -23,7 +23,9 @@ class Loader:
 
     Order is a function of (seed, epoch) and augmentation of (seed, epoch, index), so nothing
     depends on `num_workers`; None is one process a core, at most 8. A sample whose reading raises
-    OSError is left out, and `new_failures` tells of it.
+    OSError is left out, and `new_failures` tells of it. keep: without shuffling each epoch is the
+    same, so later ones take the first one's batches from memory, if a quarter of what is free
+    holds them.
     """
 
     def __init__(
@@ -34,9 +36,13 @@ class Loader:
         device: torch.device | str = "cpu",
         seed: int = 0,
         shuffle: bool = False,
+        keep: bool = False,
     ) -> None:
         if num_workers is None:
             num_workers = min(8, cores())
+        self.keep = keep and not shuffle
+        self.first_step = 0
+        self.kept: list[tuple[Tensor, Tensor] | None] = []
         self.device = torch.device(device)
         self.guarded = Guarded(dataset, seed)
         self.sampler = EpochSampler(len(dataset), seed, shuffle)
@@ -64,6 +70,7 @@ class Loader:
 
         A step none of whose pictures could be read does not come.
         """
+        self.first_step = first_step
         self.sampler.epoch, self.sampler.start = epoch, first_step * self.batches.batch_size
         hidden = None if title else True  # None: hidden unless there is a terminal
         total = {"total": len(self), "initial": first_step, "leave": False, "disable": hidden}
@@ -75,8 +82,21 @@ class Loader:
 
     def raw_batches(self) -> Iterator[tuple[Tensor, Tensor] | None]:
         """The batches of the sampler's epoch as the transforms leave them; None: all unreadable."""
+        if self.kept:
+            yield from self.kept[self.first_step :]
+            return
         self.guarded.unreadable.zero_()
-        yield from self.batches
+        kept, keep = [], self.keep and self.first_step == 0
+        for batch in self.batches:
+            if keep and batch:
+                room = free_memory(torch.device("cpu")) / 4
+                keep = batch[0].nbytes * (len(self) - len(kept)) < room
+            if keep:
+                kept.append(batch and tuple(part.clone() for part in batch))
+            yield batch
+        if keep:
+            self.kept = kept
+            self.__exit__()  # the processes are not needed any more
 
     def __enter__(self) -> "Loader":
         return self
@@ -112,6 +132,7 @@ class ResidentLoader(Loader):
         super().__init__(dataset.whole(), *parts, **options)
         # self.batches keeps the sampler it has, which reads in order.
         self.sampler = EpochSampler(len(dataset), self.guarded.seed, shuffle)
+        self.keep = False  # what Loader may do in memory, this one does on the device
         self.augment = dataset.augment if shuffle else None
         if shuffle and not self.augment:
             name = type(dataset).__name__
@@ -128,7 +149,7 @@ class ResidentLoader(Loader):
         size, readable = self.batches.batch_size, ~self.guarded.unreadable
         place = readable.cumsum(dim=0) - 1  # of a picture among those that can be read
         keys = torch.tensor([index for _, index in self.sampler], dtype=torch.int64)
-        for step, indices in enumerate(keys.split(size), start=self.sampler.start // size):
+        for step, indices in enumerate(keys.split(size), start=self.first_step):
             rows = place[indices[readable[indices]]].to(self.device)
             if not len(rows):
                 yield None
@@ -152,7 +173,7 @@ class ResidentLoader(Loader):
                         f"{total:,} pictures need {need / 1e9:.1f} GB and {self.device} has "
                         f"{free / 1e9:.1f} GB free: train without --on-device, or on smaller ones"
                     )
-                room = {"dtype": torch.uint8, "device": self.device}
+                room = {"dtype": images.dtype, "device": self.device}
                 self.images = torch.empty(total, *images.shape[1:], **room)
             self.images[done : done + len(images)] = images
             done += len(images)

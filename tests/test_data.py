@@ -3,6 +3,7 @@
 import csv
 import inspect
 import io
+import multiprocessing
 import os
 import random
 import re
@@ -632,6 +633,41 @@ def test_a_file_that_was_replaced_or_a_kept_one_that_was_cut_off_is_read_anew(tm
         Image.new("RGB", (40, 40), "white").save(path)  # as long as the one before
         os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
     assert val_samples(root, kept)[0][0].min() == 255
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_batches_of_val_are_read_once_and_stay(pictures, tmp_path, num_workers):
+    root = tmp_path / "train"
+    shutil.copytree(pictures / "train", root)
+    dataset = DogCat(root, mode="val", image_size=32)
+    dataset.path(3).write_bytes(b"no picture")
+    loader = Loader(dataset, 4, num_workers, keep=True)
+    plain = Loader(dataset, 4, 0)
+    parts, seen = [*plain.epoch(first_step=2)], [*plain.epoch()]
+    failure = plain.new_failures()
+    assert same([*loader.epoch()], seen) and loader.new_failures() == failure
+    assert not multiprocessing.active_children()
+    shutil.rmtree(root)
+    for batch, other in zip(loader.epoch(), seen, strict=True):
+        assert torch.equal(batch[1], other[1])
+        batch[1].zero_()  # a model that changes what it gets changes no later epoch
+    assert same([*loader.epoch()], seen)
+    assert same([*loader.epoch(first_step=2)], parts)
+    assert loader.readable() == plain.readable() and not loader.new_failures()
+
+
+def test_batches_stay_only_where_they_are_the_same_each_time_and_find_room(pictures, monkeypatch):
+    train = DogCat(pictures / "train", image_size=32)
+    loader = Loader(train, 4, 0, shuffle=True, keep=True)
+    assert not same([*loader.epoch(0)], [*loader.epoch(1)]) and not loader.kept
+    val = DogCat(pictures / "train", mode="val", image_size=32)
+    loader = Loader(val, 4, 0, keep=True)
+    assert [*loader.epoch(first_step=1)] and not loader.kept  # not all of them
+    need = len(val) * 3 * 32 * 32
+    monkeypatch.setattr("data.loader.free_memory", lambda device: 3.9 * need)
+    assert len([*loader.epoch()]) == len(loader) and not loader.kept
+    monkeypatch.setattr("data.loader.free_memory", lambda device: 8 * need)
+    assert same([*loader.epoch()], [*Loader(val, 4, 0).epoch()]) and len(loader.kept) == len(loader)
 
 
 def test_a_memory_cache_with_too_little_room_keeps_what_fits(pictures, monkeypatch):

@@ -28,7 +28,7 @@ from tests.visdom_server import visdom_server
 from utils import engine
 from utils.device import Precision, pick_device
 
-WARM_UP = 3  # steps before the clock starts: workers start, memory is laid out
+WARM_UP = 6  # steps before the clock starts: workers start, memory is laid out
 
 
 class Enough(Exception):
@@ -51,9 +51,11 @@ class Bench:
         self.labels = torch.arange(self.batch, device=device) % 2
         self.val_data = DogCat(self.root, mode="val", image_size=self.size)
         self.train_data = DogCat(self.root, mode="train", image_size=self.size)
+        case = {"batch_size": self.batch, "device": device}
         self.loaders = {
-            data.mode: Loader(data, self.batch, device=device, shuffle=data.mode == "train")
-            for data in (self.train_data, self.val_data)
+            "train": Loader(self.train_data, shuffle=True, **case),
+            "val": Loader(self.val_data, **case),
+            "later val": Loader(self.val_data, keep=True, **case),
         }
 
     def train(self, **options: str | int | float) -> float:
@@ -113,11 +115,9 @@ class Bench:
         with self.amp.autocast:
             return self.repeat(lambda: self.model(self.images))
 
-    def evaluate(self) -> float:
-        """The pass over val, its loader's processes running already."""
-        return self.through(
-            "val", lambda batches: engine.evaluate(self.model, batches, self.amp, mirror=False)
-        )
+    def evaluate(self, loader: str) -> float:
+        """A pass over val."""
+        return self.through(loader, partial(engine.evaluate, self.model, amp=self.amp))
 
     def pipeline(self) -> float:
         """Training batches without a model; pictures a second and core."""
@@ -138,10 +138,9 @@ class Bench:
             self.train_data.read(self.train_data.path(index))
         return len(indices) / (time.perf_counter() - started)
 
-    def through(self, mode: str, use: Callable) -> float:
-        loader = self.loaders[mode]
-        for _ in loader.epoch(0):  # the processes run, and a cache is full
-            pass
+    def through(self, loader: str, use: Callable) -> float:
+        loader = self.loaders[loader]
+        use(loader.epoch(0))  # the processes run, and a cache is full
         batches = loader.epoch(1)
         next(batches)
         started = time.perf_counter()
@@ -181,11 +180,14 @@ def run_benchmarks() -> None:
     wanted = parser.parse_args()
     bench = Bench(wanted)
     with visdom_server() as port:
+        resident = partial(bench.train, on_device=True)
         viewers = partial(bench.train, visdom_port=port, print_freq=1)
         rows = [
             ("train / bare step in memory", bench.train, bench.bare_step),
+            ("train --on-device / bare step", resident, bench.bare_step),
             ("train / the book's loop", bench.train, partial(bench.other, "tests.benchmarks.book")),
-            ("val pass / bare forward pass", bench.evaluate, bench.bare_forward),
+            ("first val pass / bare forward", partial(bench.evaluate, "val"), bench.bare_forward),
+            ("later ones / bare forward", partial(bench.evaluate, "later val"), bench.bare_forward),
             ("pipeline on one core / bare decode", bench.pipeline, bench.decode),
             ("pipeline from memory / from files", bench.cached_pipeline, bench.pipeline),
             ("viewers at every step / none", viewers, bench.train),
