@@ -1,6 +1,7 @@
 """Train, measure and use a classifier: python main.py COMMAND --option=value …
 
-Read from top to bottom: the commands in the order one uses them, then what they share. `train`
+Read from top to bottom: the commands in the order one uses them, then what they share. What stands
+on the command line comes in as keyword arguments, and DefaultConfig(**options) checks it. `train`
 calls `train_step` in utils/engine.py, and that is all there is up to `optimizer.step()`.
 """
 
@@ -65,7 +66,8 @@ def train(**options) -> Path:
     # step 2: data
     device, amp = open_device(opt)
     train_data, train_loader = build_data(opt, "train", device, log, saved)
-    val_data, val_loader = build_data(opt, "val", device, log, saved)
+    keep = opt.cache != "none"  # the pictures of val are the same each epoch
+    val_data, val_loader = build_data(opt, "val", device, log, saved, keep)
 
     # step 3: model, loss, optimizer
     seed_everything(opt.seed, "weights")
@@ -103,7 +105,7 @@ def train(**options) -> Path:
     if saved:
         log(f"goes on at epoch {first_epoch + 1}, step {first_step + 1}")
 
-    with lock, train_loader, val_loader, stop, keeper, watch:  # left from right to left
+    with lock, train_loader, val_loader, stop, keeper, watch:  # ends them in reverse
         for epoch in range(first_epoch, opt.max_epoch):
             # step 5: train
             model.train()
@@ -133,7 +135,7 @@ def train(**options) -> Path:
             summary = metrics.summarize(logits, labels)
             row = {
                 "epoch": epoch + 1,
-                "lr": optimizer.param_groups[0]["lr"],  # there too if this process made no step
+                "lr": optimizer.param_groups[0]["lr"],  # `lr` is not set if nothing was left
                 "train_loss": train_loss.value()[0],
                 "train_accuracy": confusion.accuracy(),
                 "val_loss": summary["log_loss"],
@@ -294,12 +296,12 @@ def open_checkpoint(options: dict, mode: str) -> tuple:
         )
     path = checkpoint.locate(path)
     contents = checkpoint.read(path)
-    saved = contents.get("options", {})  # a bare state dict has none
-    own = {name: saved[name] for name in FROM_CHECKPOINT if name in saved}
+    saved = contents if "options" in contents else {}  # a bare state dict says nothing
+    own = {name: x for name, x in saved.get("options", {}).items() if name in FROM_CHECKPOINT}
     opt = DefaultConfig(**own | options | {"load_model_path": path})
     print(f"checkpoint {path}")
     device, amp = open_device(opt)
-    dataset, loader = build_data(opt, mode, device, print, contents)
+    dataset, loader = build_data(opt, mode, device, print, saved)
     model = build_model(opt, dataset.num_classes).to(device)
     load_weights(opt, model)
     return opt, model, dataset, loader, amp
@@ -317,14 +319,20 @@ def open_split(opt: DefaultConfig, mode: str) -> Dataset:
 
 
 def build_data(
-    opt: DefaultConfig, mode: str, device: torch.device, log: Callable[[str], None], saved: dict
+    opt: DefaultConfig,
+    mode: str,
+    device: torch.device,
+    log: Callable[[str], None],
+    saved: dict,
+    keep: bool = False,
 ) -> tuple[Dataset, data.Loader]:
     """Open one split, tell what is in it and what is left out, and batch it.
 
     `saved`: a checkpoint whose classes and normalisation the data set has to agree with.
     """
     dataset = open_split(opt, mode)
-    if opt.cache in ("ram", "disk"):
+    once = mode != "train" or opt.on_device  # then memory has nothing to spare
+    if opt.cache == "disk" or (opt.cache == "ram" and not once):
         dataset.keep(opt.cache, opt.cache_root)
     log(dataset.describe())
     source = opt.load_model_path if mode != "train" else "the run"
@@ -344,7 +352,7 @@ def build_data(
     dataset.mean, dataset.std = saved.get("mean", dataset.mean), saved.get("std", dataset.std)
     kind = data.ResidentLoader if opt.on_device else data.Loader
     parts = (dataset, opt.batch_size, opt.num_workers, device, opt.seed)
-    return dataset, kind(*parts, shuffle=mode == "train", keep=opt.cache != "none")
+    return dataset, kind(*parts, shuffle=mode == "train", keep=keep)
 
 
 def build_model(opt: DefaultConfig, num_classes: int) -> BasicModule:

@@ -4,6 +4,7 @@ import copy
 import hashlib
 import os
 import re
+import zlib
 from collections import Counter
 from functools import partial
 from pathlib import Path
@@ -95,7 +96,8 @@ class DogCat(Dataset):
         if where == "ram":
             self.cache = RamCache(len(self), self.path, self.read)
         elif where == "disk":
-            self.cache = DiskCache(Path(folder), kind=f"Pillow {PIL.__version__}, {self.side}")
+            code = zlib.crc32(Path(__file__).read_bytes())  # of read_image: an edit may change it
+            self.cache = DiskCache(Path(folder), f"Pillow {PIL.__version__}, {self.side}, {code}")
 
     def whole(self) -> "DogCat":
         """A view for ResidentLoader: samples that leave cropping and flipping to `augment`."""

@@ -41,7 +41,6 @@ class Loader:
         if num_workers is None:
             num_workers = min(8, cores())
         self.keep = keep and not shuffle
-        self.first_step = 0
         self.kept: list[tuple[Tensor, Tensor] | None] = []
         self.device = torch.device(device)
         self.guarded = Guarded(dataset, seed)
@@ -70,29 +69,28 @@ class Loader:
 
         A step none of whose pictures could be read does not come.
         """
-        self.first_step = first_step
         self.sampler.epoch, self.sampler.start = epoch, first_step * self.batches.batch_size
         hidden = None if title else True  # None: hidden unless there is a terminal
         total = {"total": len(self), "initial": first_step, "leave": False, "disable": hidden}
-        bar = tqdm(self.raw_batches(), title, **total)
+        bar = tqdm(self.raw_batches(first_step), title, **total)
         for step, batch in enumerate(bar, start=first_step):
             if batch is not None:
                 images, labels = (part.to(self.device, non_blocking=True) for part in batch)
-                yield step, self.normalize(images), labels
+                yield step, self.normalize(images), private(labels)
 
-    def raw_batches(self) -> Iterator[tuple[Tensor, Tensor] | None]:
+    def raw_batches(self, first_step: int = 0) -> Iterator[tuple[Tensor, Tensor] | None]:
         """The batches of the sampler's epoch as the transforms leave them; None: all unreadable."""
         if self.kept:
-            yield from self.kept[self.first_step :]
+            yield from self.kept[first_step:]
             return
         self.guarded.unreadable.zero_()
-        kept, keep = [], self.keep and self.first_step == 0
+        kept, keep = [], self.keep and first_step == 0
         for batch in self.batches:
             if keep and batch:
                 room = free_memory(torch.device("cpu")) / 4
                 keep = batch[0].nbytes * (len(self) - len(kept)) < room
             if keep:
-                kept.append(batch and tuple(part.clone() for part in batch))
+                kept.append(batch and tuple(map(private, batch)))
             yield batch
         if keep:
             self.kept = kept
@@ -143,13 +141,13 @@ class ResidentLoader(Loader):
         self.read_all()
         return self
 
-    def raw_batches(self) -> Iterator[tuple[Tensor, Tensor] | None]:
+    def raw_batches(self, first_step: int = 0) -> Iterator[tuple[Tensor, Tensor] | None]:
         if self.images is None:
             self.read_all()
         size, readable = self.batches.batch_size, ~self.guarded.unreadable
         place = readable.cumsum(dim=0) - 1  # of a picture among those that can be read
         keys = torch.tensor([index for _, index in self.sampler], dtype=torch.int64)
-        for step, indices in enumerate(keys.split(size), start=self.first_step):
+        for step, indices in enumerate(keys.split(size), start=first_step):
             rows = place[indices[readable[indices]]].to(self.device)
             if not len(rows):
                 yield None
@@ -167,7 +165,7 @@ class ResidentLoader(Loader):
                 continue
             images = batch[0]
             if self.images is None:
-                need, free = total * images[0].numel(), free_memory(self.device)
+                need, free = total * images[0].nbytes, free_memory(self.device)
                 if need > 0.7 * free:  # the model needs the rest
                     raise MemoryError(
                         f"{total:,} pictures need {need / 1e9:.1f} GB and {self.device} has "
@@ -177,10 +175,15 @@ class ResidentLoader(Loader):
                 self.images = torch.empty(total, *images.shape[1:], **room)
             self.images[done : done + len(images)] = images
             done += len(images)
-            labels.append(batch[1])
+            labels.append(private(batch[1]))
         if labels:
             self.images, self.labels = self.images[:done], torch.cat(labels).to(self.device)
         self.__exit__()
+
+
+def private(part: Tensor) -> Tensor:
+    """Take a tensor out of memory shared with a worker, which costs an open file while it lives."""
+    return part.clone() if part.is_shared() else part
 
 
 def start_worker(device_type: str, number: int) -> None:

@@ -60,7 +60,8 @@ class RandomResizedCrop(v2.RandomResizedCrop):
     """torchvision's, a third faster: what it cuts out is packed before it is resized."""
 
     def transform(self, image: Tensor, params: dict[str, Any]) -> Tensor:
-        return v2.functional.resize(packed(v2.functional.crop(image, **params)), self.size)
+        crop = packed(v2.functional.crop(image, **params))
+        return v2.functional.resize(crop, self.size, self.interpolation, antialias=self.antialias)
 
 
 def packed(image: Tensor) -> Tensor:
@@ -79,7 +80,8 @@ class Normalize:
         self.factor = 1 / (255 * torch.tensor(std, device=device))
 
     def __call__(self, images: Tensor) -> Tensor:
-        floats = images.permute(0, 2, 3, 1).to(torch.float32).contiguous()  # (N, H, W, 3)
+        floats = images.to(torch.float32, memory_format=torch.channels_last, copy=True)
+        floats = floats.permute(0, 2, 3, 1)  # (N, H, W, 3), as they lie in memory
         rows, width = floats.flatten(2), floats.shape[2]  # (N, H, 3 W): a CPU likes long rows
         rows.sub_(self.mean.repeat(width)).mul_(self.factor.repeat(width))
         return floats.permute(0, 3, 1, 2)

@@ -9,6 +9,8 @@ import random
 import re
 import shutil
 import struct
+import subprocess
+import sys
 import unittest
 import zlib
 from itertools import combinations
@@ -19,6 +21,8 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torchvision.transforms import InterpolationMode, v2
+from torchvision.transforms.v2 import functional
 
 import data
 from data import DogCat, Loader, ResidentLoader
@@ -27,7 +31,13 @@ from data.dataset import MAX_PIXELS, UnreadableImage, read_image
 from data.prepare import prepare_demo
 from data.sampler import EpochSampler
 from data.synthetic import draw
-from data.transforms import crop_and_flip, eval_transforms, train_transforms
+from data.transforms import (
+    Normalize,
+    RandomResizedCrop,
+    crop_and_flip,
+    eval_transforms,
+    train_transforms,
+)
 from tests.templates import DataTestsMixin
 from utils.options import imported_names
 
@@ -464,6 +474,31 @@ def test_a_callers_own_transforms_are_kept(pictures):
         assert dataset[0][0].tolist() == torch.full((3, 2, 2), 7).tolist()
 
 
+def test_crops_keep_the_settings_of_torchvisions_class():
+    picture = torch.randint(0, 2, (3, 90, 70), dtype=torch.uint8) * 255
+    settings = {"interpolation": InterpolationMode.NEAREST, "antialias": False}
+    sizes = {"size": 32, "scale": (0.5, 1.0)}
+    for more in (settings, {}):
+        crops = []
+        for kind in (RandomResizedCrop, v2.RandomResizedCrop):
+            torch.manual_seed(0)
+            crops.append(kind(**sizes, **more)(picture))
+        assert (crops[0].int() - crops[1].int()).abs().max() <= 1  # by another kernel
+        assert ({*crops[0].unique().tolist()} == {0, 255}) == bool(more)
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.float32])
+def test_normalising_leaves_the_batch_as_it_was(dtype):
+    mean, std = (0.1, 0.2, 0.3), (0.4, 0.5, 0.6)
+    images = torch.randint(0, 256, (2, 5, 4, 3)).to(dtype).permute(0, 3, 1, 2)
+    for batch in (images, images.contiguous()):
+        before = batch.clone()
+        seen = Normalize(mean, std, "cpu")(batch)
+        assert torch.equal(batch, before) and seen.is_contiguous(memory_format=torch.channels_last)
+        expected = functional.normalize(before.float() / 255, mean, std)
+        assert torch.allclose(seen, expected, atol=1e-6)
+
+
 def test_val_shows_the_middle_of_the_picture(tmp_path):
     image = Image.new("RGB", (400, 200), BLACK)
     image.paste(WHITE, (112, 12, 287, 187))  # the middle 175 pixels: 7 / 8 of 200
@@ -654,6 +689,27 @@ def test_batches_of_val_are_read_once_and_stay(pictures, tmp_path, num_workers):
     assert same([*loader.epoch()], seen)
     assert same([*loader.epoch(first_step=2)], parts)
     assert loader.readable() == plain.readable() and not loader.new_failures()
+
+
+def test_what_a_loop_keeps_of_its_batches_costs_no_open_files(pictures):
+    """Labels that lie in memory shared with a worker would hold one each."""
+    code = f"""if True:
+        import os, resource
+        from data import DogCat, Loader, ResidentLoader
+
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        for kind, keep in ((Loader, False), (Loader, True), (ResidentLoader, False)):
+            val = DogCat({str(pictures / "train")!r}, mode="val", image_size=32)
+            loader = kind(val, 1, 2, keep=keep)
+            list(loader.epoch())  # so that all is open that has to be
+            opened = len(os.listdir("/proc/self/fd"))
+            resource.setrlimit(resource.RLIMIT_NOFILE, (opened + 24, hard))
+            kept = [labels for epoch in range(4) for _, _, labels in loader.epoch(epoch)]
+            assert len(kept) == 4 * len(val) == 72
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    """
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 def test_batches_stay_only_where_they_are_the_same_each_time_and_find_room(pictures, monkeypatch):

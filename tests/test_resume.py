@@ -310,3 +310,14 @@ def test_a_debugged_change_of_the_learning_rate_survives_a_resume(pictures, tmp_
     data = pictures / "train"
     run = main.train(train_data_root=data, checkpoint_root=tmp_path, max_epoch=1, **SMALL)
     assert checkpoint.read(run / "last.pth")["options"]["lr"] == changed[0]
+
+
+def test_a_resume_that_may_change_options_trains_with_the_new_ones(pictures, tmp_path):
+    options = SMALL | {"train_data_root": pictures / "train", "checkpoint_root": tmp_path}
+    run = main.train(max_epoch=1, **options)
+    main.train(resume=run, allow_changes=True, max_epoch=2, weight_decay=0, precision="fp16")
+    saved = checkpoint.read(run / "last.pth")
+    assert saved["options"]["weight_decay"] == 0 and saved["scaler"]["scale"] > 0
+    groups = saved["optimizer"]["param_groups"]
+    assert [group["weight_decay"] for group in groups] == [0, 0]
+    assert saved["optimizer"]["state"][0]["step"] > 6  # the moments go on

@@ -179,7 +179,8 @@ class Keeper:
         """Put the live objects where `saved` has them: epoch, step and history to go on with."""
         if saved:
             for name, item in self.live.items():
-                item.load_state_dict(saved[name])
+                if saved[name]:  # a scaler that had nothing to do has nothing to tell
+                    item.load_state_dict(saved[name])
         place = {"epoch": 0, "step": 0, "history": []}
         place = {name: saved.get(name, value) for name, value in place.items()}
         self.reached(**place)

@@ -116,7 +116,16 @@ def build_optimizer(model: nn.Module, lr: float, weight_decay: float) -> Optimiz
         {"params": [p for p in trainable if p.ndim > 1], "weight_decay": weight_decay},
         {"params": [p for p in trainable if p.ndim <= 1], "weight_decay": 0.0},
     ]
-    return torch.optim.AdamW(groups, lr=lr, betas=(0.9, 0.99), fused=True)
+    optimizer = torch.optim.AdamW(groups, lr=lr, betas=(0.9, 0.99), fused=True)
+    optimizer.register_load_state_dict_pre_hook(with_own_decay)
+    return optimizer
+
+
+def with_own_decay(optimizer: Optimizer, state: dict) -> dict:
+    """Before loading: a checkpoint brings the moments, the options say how much to decay."""
+    pairs = zip(state["param_groups"], optimizer.param_groups, strict=True)
+    groups = [saved | {"weight_decay": own["weight_decay"]} for saved, own in pairs]
+    return state | {"param_groups": groups}
 
 
 def lr_share(schedule: str, progress: float, warmup: float) -> float:
