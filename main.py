@@ -331,8 +331,8 @@ def build_data(
     `saved`: a checkpoint whose classes and normalisation the data set has to agree with.
     """
     dataset = open_split(opt, mode)
-    once = mode != "train" or opt.on_device  # then memory has nothing to spare
-    if opt.cache == "disk" or (opt.cache == "ram" and not once):
+    again = mode == "train" and not opt.on_device  # these files are read anew each epoch
+    if opt.cache == "disk" or (opt.cache == "ram" and again):
         dataset.keep(opt.cache, opt.cache_root)
     log(dataset.describe())
     source = opt.load_model_path if mode != "train" else "the run"

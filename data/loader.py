@@ -76,7 +76,7 @@ class Loader:
         for step, batch in enumerate(bar, start=first_step):
             if batch is not None:
                 images, labels = (part.to(self.device, non_blocking=True) for part in batch)
-                yield step, self.normalize(images), private(labels)
+                yield step, self.normalize(images), labels.clone()  # the batch's may be shared
 
     def raw_batches(self, first_step: int = 0) -> Iterator[tuple[Tensor, Tensor] | None]:
         """The batches of the sampler's epoch as the transforms leave them; None: all unreadable."""
