@@ -7,10 +7,10 @@ UV = $(shell uv --version >/dev/null 2>&1 && echo uv || echo .venv/bin/uv)
 # Tests start many commands; without bytecode each of them would compile torch again.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help demo test bench lint lock clean
+.PHONY: help demo test test-copies bench lint lock clean
 
 help:  ## this list
-	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' Makefile
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile
 	@echo "  PYTHON=python3.12 after the target chooses the Python of a new .venv (make clean first)"
 
 demo: $(STAMP) data/demo  ## draw a small data set, train, validate, write result.csv and the report
@@ -23,8 +23,12 @@ demo: $(STAMP) data/demo  ## draw a small data set, train, validate, write resul
 data/demo: | $(STAMP)
 	$(RUN) main.py prepare --source=demo
 
-test: $(STAMP)  ## run the tests
+test: $(STAMP)  ## run the tests, those of training in float32 and in bfloat16
 	$(RUN) -m pytest -n auto --dist loadfile
+	TEST_PRECISION=bf16 $(RUN) -m pytest -n auto tests/test_train.py tests/test_run.py tests/test_resume.py
+
+test-copies: $(STAMP)  ## remove and add parts as the README says, on copies; run the suite on each
+	$(RUN) -m pytest -m copies
 
 bench: $(STAMP) | data/demo  ## measure the speed; DATA=path/to/train and MODEL=ResNet34 change the case
 	$(RUN) -m tests.benchmarks --data $(or $(DATA),data/demo/train) --model $(or $(MODEL),SqueezeNet)

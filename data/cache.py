@@ -1,9 +1,8 @@
-"""Decoded pictures, kept for the next epoch: the same pixels, without the decoding."""
+"""Caches of decoded pictures, which later epochs need not decode again; and the free memory."""
 
 import hashlib
 import multiprocessing
 import os
-import re
 import shutil
 import zlib
 from collections.abc import Callable
@@ -15,7 +14,10 @@ import torch
 from torch import Tensor
 
 Read = Callable[[Path], Tensor]  # uint8 pictures (3, H, W)
-SAMPLE = 200  # pictures whose size is looked at to tell how much memory all of them need
+CGROUP_FILES = {  # of Linux's control groups, version 1 and 2: limit, use, part that can be freed
+    "memory": ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+    "": ("memory.max", "memory.current", "inactive_file"),
+}
 
 
 def no_cache(index: int, path: Path, read: Read) -> Tensor:
@@ -24,25 +26,24 @@ def no_cache(index: int, path: Path, read: Read) -> Tensor:
 
 
 class RamCache:
-    """Pictures in memory that all loader processes share, as they come and while there is room.
-
-    Some of the `count` pictures are looked at to tell how much memory they need. No more than half
-    of what is free is taken.
-    """
+    """Pictures in memory that all loader processes share: at most half of the free memory."""
 
     def __init__(self, count: int, path: Callable[[int], Path], read: Read) -> None:
-        some = range(0, count, max(1, count // SAMPLE))
-        sizes = [sample_size(path(index), read) for index in some]
-        need = max(1, int(1.1 * count * sum(sizes) / len(sizes)))
+        sizes = []
+        for index in range(0, count, max(1, count // 200)):
+            with suppress(OSError):
+                sizes.append(read(path(index)).numel())
+        need = max(1, int(1.1 * count * sum(sizes) / max(1, len(sizes))))
         size = min(need, free_memory() // 2)
         self.store = torch.empty(size, dtype=torch.uint8).share_memory_()
         self.start = torch.full((count,), -1, dtype=torch.int64).share_memory_()
         self.shape = torch.zeros(count, 2, dtype=torch.int32).share_memory_()
         self.used = multiprocessing.Value("q", 0)
-        self.words = f"{size / 1e6:,.0f} MB of memory" + f" ({size / need:.0%})" * (size < need)
+        share = f" ({size / need:.0%} of them)" if size < need else ""
+        self.description = f"{size / 1e6:,.0f} MB of memory{share}"
 
     def __call__(self, index: int, path: Path, read: Read) -> Tensor:
-        """Return the picture at `path`, number `index`, and keep it."""
+        """Return the picture at `path`, whose index is `index`, and store it."""
         start = int(self.start[index])
         if start >= 0:
             height, width = self.shape[index].tolist()
@@ -57,42 +58,41 @@ class RamCache:
             self.used.value += pixels.numel()
         self.store[start : start + pixels.numel()] = pixels.flatten()
         self.shape[index] = torch.tensor(pixels.shape[:2])
-        self.start[index] = start  # last: from here on it counts
+        self.start[index] = start  # last, because it marks the picture as stored
         return image
 
 
 class DiskCache:
-    """Pictures as one .npy file each under `root`, for later runs too.
+    """Pictures as one .npy file each under `root`, for later runs too; a full disk is no failure.
 
-    A file that was changed, replaced or moved is decoded anew. `kind` tells apart what the same
-    file was decoded to. A full disk is no failure: the picture is then read as without a cache.
+    A file that has changed is decoded again; `decoder` tells how, and if it changes all are.
     """
 
-    def __init__(self, root: Path, kind: str) -> None:
+    def __init__(self, root: Path, decoder: str) -> None:
         root.mkdir(parents=True, exist_ok=True)
-        self.root, self.kind = root, kind
-        self.words = str(root)
+        self.root, self.decoder = root, decoder
+        self.description = str(root)
 
     def __call__(self, index: int, path: Path, read: Read) -> Tensor:
-        """Return the picture at `path` and keep it."""
+        """Return the picture at `path` and store it."""
         status = path.stat()
         stamp = (status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino)
-        key = repr((str(path.resolve()), stamp, self.kind))
+        key = repr((str(path.resolve()), stamp, self.decoder))
         name = hashlib.blake2b(key.encode(), digest_size=16).hexdigest()
-        kept = self.root / name[:2] / f"{name}.npy"
-        with suppress(Exception), open(kept, "rb") as file:  # a damaged one raises anything
+        stored = self.root / name[:2] / f"{name}.npy"
+        with suppress(Exception), open(stored, "rb") as file:  # a damaged one raises any exception
             pixels = np.load(file)
-            if file.read() == checksum(pixels):  # else the machine went down while it was written
+            if file.read() == checksum(pixels):  # else a power cut has interrupted its writing
                 return torch.from_numpy(pixels).permute(2, 0, 1)
         image = read(path)
         pixels = image.permute(1, 2, 0).numpy()
-        temporary = kept.with_suffix(f".{os.getpid()}")
+        temporary = stored.with_suffix(f".{os.getpid()}")
         try:
-            kept.parent.mkdir(exist_ok=True)
+            stored.parent.mkdir(exist_ok=True)
             with open(temporary, "wb") as file:
                 np.save(file, pixels)
                 file.write(checksum(pixels))
-            os.replace(temporary, kept)
+            os.replace(temporary, stored)
         except OSError:
             with suppress(OSError):
                 temporary.unlink(missing_ok=True)
@@ -103,30 +103,33 @@ def checksum(pixels: np.ndarray) -> bytes:
     return zlib.crc32(np.ascontiguousarray(pixels)).to_bytes(4, "little")
 
 
-def sample_size(path: Path, read: Read) -> int:
-    """Bytes of one decoded picture; 0 if it cannot be read."""
-    try:
-        return read(path).numel()
-    except OSError:
-        return 0
+def free_memory(device: torch.device | None = None, root: Path = Path("/")) -> int:
+    """Return the free bytes of a device; without one, of memory that processes can share.
 
-
-def free_memory(device: torch.device | None = None) -> int:
-    """Bytes that are free on a device; without one, bytes that processes can share.
-
-    In memory, that is the least of what the machine, this container and /dev/shm have left.
+    In memory, the machine, /dev/shm and each control group of this process have a limit.
     """
     if device is not None and device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
-    limits = [4 << 30]  # where the system tells nothing
+    limits = free_in_cgroups(root)
     with suppress(OSError):
-        lines = Path("/proc/meminfo").read_text().splitlines()
-        limits = [1024 * int(line.split()[1]) for line in lines if "MemAvailable" in line]
-        limits += [] if device else [shutil.disk_usage("/dev/shm").free]
-        group = Path("/sys/fs/cgroup")
-        most = (group / "memory.max").read_text().strip()
-        if most != "max":
-            used = int((group / "memory.current").read_text())
-            files = re.search(r"^inactive_file (\d+)$", (group / "memory.stat").read_text(), re.M)
-            limits.append(int(most) - used + int(files[1]))  # files in memory make room when asked
-    return max(0, min(limits))
+        lines = (root / "proc/meminfo").read_text().splitlines()
+        limits += [1024 * int(line.split()[1]) for line in lines if "MemAvailable" in line]
+        limits += [] if device else [shutil.disk_usage(root / "dev/shm").free]
+    return max(0, min(limits, default=4 << 30))  # 4 GiB if the system says nothing
+
+
+def free_in_cgroups(root: Path) -> list[int]:
+    """Return the bytes left in the control group of this process and in all groups around it."""
+    found = []
+    with suppress(OSError):
+        for line in (root / "proc/self/cgroup").read_text().splitlines():
+            _, controllers, path = line.split(":", 2)
+            for version in {*controllers.split(",")} & {*CGROUP_FILES}:
+                limit, used, freeable = CGROUP_FILES[version]
+                group = root / "sys/fs/cgroup" / version / path.strip("/")
+                for folder in (group, *group.parents):  # those above the root have no such files
+                    with suppress(OSError, ValueError):  # "max" is no number: no limit
+                        left, less = (int((folder / name).read_text()) for name in (limit, used))
+                        stat = (folder / "memory.stat").read_text().split()
+                        found.append(left - less + int(stat[stat.index(freeable) + 1]))
+    return found

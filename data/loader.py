@@ -1,4 +1,4 @@
-"""Batches on the device: the same with any number of workers, and in spite of broken files."""
+"""Batches of a data set: in an order that can be repeated, in spite of broken files."""
 
 import os
 from collections.abc import Iterator
@@ -11,21 +11,30 @@ from torch.utils.data import DataLoader, Dataset, default_collate
 from tqdm import tqdm
 
 from utils import signals
+from utils.failures import one_line
 from utils.seed import seed_of, seeded
 
 from .cache import free_memory
+from .image_dataset import UnreadableImage
 from .sampler import EpochSampler
 from .transforms import Normalize
+
+
+class SampleError(RuntimeError):
+    """An error in the code of a data set: one line with error, file, line and sample."""
+
+    def __init__(self, text: str) -> None:  # a whole traceback, if it comes from a worker
+        super().__init__(text.rpartition("SampleError: ")[2].strip())
+        if "\n" in text:
+            self.add_note(text)
 
 
 class Loader:
     """Batches of a data set: normalised images (N, 3, H, W) and labels (N,), on `device`.
 
-    Order is a function of (seed, epoch) and augmentation of (seed, epoch, index), so nothing
-    depends on `num_workers`; None is one process a core, at most 8. A sample whose reading raises
-    OSError is left out, and `new_failures` tells of it. keep: without shuffling each epoch is the
-    same, so later ones take the first one's batches from memory, if a quarter of what is free
-    holds them.
+    The order is a function of (seed, epoch) and the augmentation of (seed, epoch, index), whatever
+    `num_workers` is; None is one process per core, at most 8. keep: if not shuffled, take later
+    epochs from memory, if they fit in 25 % of free memory.
     """
 
     def __init__(
@@ -40,17 +49,17 @@ class Loader:
     ) -> None:
         if num_workers is None:
             num_workers = min(8, cores())
+        self.dataset = dataset
         self.keep = keep and not shuffle
         self.kept: list[tuple[Tensor, Tensor] | None] = []
         self.device = torch.device(device)
         self.guarded = Guarded(dataset, seed)
-        self.sampler = EpochSampler(len(dataset), seed, shuffle)
+        self.sampler = EpochSampler(len(dataset), batch_size, seed, shuffle)
         self.normalize = Normalize(dataset.mean, dataset.std, self.device)
-        self.reported: set[int] = set()
+        self.reported: set[int] = set()  # unreadable samples that new_failures has named
         self.batches = DataLoader(
             self.guarded,
-            batch_size,
-            sampler=self.sampler,
+            batch_sampler=self.sampler,
             num_workers=num_workers,
             persistent_workers=num_workers > 0,
             collate_fn=collate,
@@ -60,16 +69,16 @@ class Loader:
         )
 
     def __len__(self) -> int:
-        return len(self.batches)
+        return len(self.sampler)
 
     def epoch(
         self, epoch: int = 0, first_step: int = 0, title: str = ""
     ) -> Iterator[tuple[int, Tensor, Tensor]]:
-        """Go through the data set, by (step, images, labels); a bar with a title shows it.
+        """Yield (step, images, labels) of an epoch; a title shows a progress bar.
 
-        A step none of whose pictures could be read does not come.
+        Batches without a readable image are skipped; UnreadableImage is raised if all are.
         """
-        self.sampler.epoch, self.sampler.start = epoch, first_step * self.batches.batch_size
+        self.sampler.epoch, self.sampler.first_step = epoch, first_step
         hidden = None if title else True  # None: hidden unless there is a terminal
         total = {"total": len(self), "initial": first_step, "leave": False, "disable": hidden}
         bar = tqdm(self.raw_batches(first_step), title, **total)
@@ -77,9 +86,11 @@ class Loader:
             if batch is not None:
                 images, labels = (part.to(self.device, non_blocking=True) for part in batch)
                 yield step, self.normalize(images), labels.clone()  # the batch's may be shared
+        if len(self) and self.guarded.unreadable.all():
+            raise UnreadableImage(f"not one picture could be read: {self.guarded.failure(0)}")
 
     def raw_batches(self, first_step: int = 0) -> Iterator[tuple[Tensor, Tensor] | None]:
-        """The batches of the sampler's epoch as the transforms leave them; None: all unreadable."""
+        """Yield the sampler's batches before normalisation; None: no image is readable."""
         if self.kept:
             yield from self.kept[first_step:]
             return
@@ -87,55 +98,50 @@ class Loader:
         kept, keep = [], self.keep and first_step == 0
         for batch in self.batches:
             if keep and batch:
-                room = free_memory(torch.device("cpu")) / 4
-                keep = batch[0].nbytes * (len(self) - len(kept)) < room
+                limit = free_memory(torch.device("cpu")) / 4
+                keep = batch[0].nbytes * (len(self) - len(kept)) < limit
             if keep:
-                kept.append(batch and tuple(map(private, batch)))
+                kept.append(batch and tuple(map(copy_from_shared, batch)))
             yield batch
         if keep:
             self.kept = kept
-            self.__exit__()  # the processes are not needed any more
+            self.__exit__()  # the workers are no longer needed
 
     def __enter__(self) -> "Loader":
         return self
 
     def __exit__(self, *_: Any) -> None:
-        """End the processes, which a debugger that holds on to a frame would keep for ever."""
+        """End the workers, which would live on while a debugger holds a frame of the loop."""
         iterator = getattr(self.batches, "_iterator", None)
         if hasattr(iterator, "_shutdown_workers"):
             iterator._shutdown_workers()
             self.batches._iterator = None  # a later epoch starts new ones
 
     def readable(self) -> list[int]:
-        """List the samples that could be read in the epoch before, in the order of val and test."""
+        """Return the indices of the samples that the last epoch could read."""
         return (~self.guarded.unreadable).nonzero().flatten().tolist()
 
     def new_failures(self) -> list[str]:
-        """Say why, for each sample that has turned out unreadable since the last call."""
+        """Return a line for each sample that has become unreadable since the last call."""
         new = set(self.guarded.unreadable.nonzero().flatten().tolist()) - self.reported
         self.reported |= new
         return [self.guarded.failure(index) for index in sorted(new)]
 
 
 class ResidentLoader(Loader):
-    """A Loader whose pictures stay on the device and are augmented there, batch by batch.
+    """A Loader that keeps all pictures on the device and augments them there, batch by batch.
 
-    The data set's `whole()` reads them, once, and its `augment(images, seed)` crops and flips.
-    Raises MemoryError where they find no room.
+    Raises MemoryError if the pictures do not fit.
     """
 
     def __init__(
-        self, dataset: Dataset, *parts: Any, shuffle: bool = False, **options: Any
+        self, dataset: Dataset, batch_size: int, *parts: Any, shuffle: bool = False, **options: Any
     ) -> None:
-        super().__init__(dataset.whole(), *parts, **options)
-        # self.batches keeps the sampler it has, which reads in order.
-        self.sampler = EpochSampler(len(dataset), self.guarded.seed, shuffle)
-        self.keep = False  # what Loader may do in memory, this one does on the device
-        self.augment = dataset.augment if shuffle else None
-        if shuffle and not self.augment:
-            name = type(dataset).__name__
-            raise ValueError(f"{name} crops and flips no batches: train without --on-device")
-        self.images: Tensor | None = None  # uint8 (M, 3, H, W) of the M that can be read
+        super().__init__(dataset.whole(), batch_size, *parts, **options)
+        self.dataset, self.keep = dataset, False
+        # self.batches, which reads all pictures once, keeps the sampler that does not shuffle.
+        self.sampler = EpochSampler(len(dataset), batch_size, self.guarded.seed, shuffle)
+        self.images: Tensor | None = None  # uint8 (M, 3, H, W) of the M readable pictures
 
     def __enter__(self) -> "Loader":
         self.read_all()
@@ -144,26 +150,24 @@ class ResidentLoader(Loader):
     def raw_batches(self, first_step: int = 0) -> Iterator[tuple[Tensor, Tensor] | None]:
         if self.images is None:
             self.read_all()
-        size, readable = self.batches.batch_size, ~self.guarded.unreadable
-        place = readable.cumsum(dim=0) - 1  # of a picture among those that can be read
-        keys = torch.tensor([index for _, index in self.sampler], dtype=torch.int64)
-        for step, indices in enumerate(keys.split(size), start=first_step):
-            rows = place[indices[readable[indices]]].to(self.device)
+        readable = ~self.guarded.unreadable
+        rows_of = readable.cumsum(dim=0) - 1  # row in self.images of each readable sample
+        for step, keys in enumerate(self.sampler, start=first_step):
+            indices = torch.tensor([index for _, index in keys], dtype=torch.int64)
+            rows = rows_of[indices[readable[indices]]].to(self.device)
             if not len(rows):
                 yield None
                 continue
             images = self.images[rows]
-            if self.augment:
+            if self.sampler.shuffle:
                 key = self.sampler.seed, "augment", self.sampler.epoch, step
-                images = self.augment(images, seed_of(*key))
+                images = self.dataset.augment(images, seed_of(*key))
             yield images, self.labels[rows]
 
     def read_all(self) -> None:
-        total, done, labels = len(self.guarded), 0, []
-        for batch in super().raw_batches():
-            if batch is None:
-                continue
-            images = batch[0]
+        """Read all pictures into `images` and `labels`, on the device."""
+        total, done, all_labels = len(self.guarded), 0, []
+        for images, labels in filter(None, super().raw_batches()):  # those that can be read
             if self.images is None:
                 need, free = total * images[0].nbytes, free_memory(self.device)
                 if need > 0.7 * free:  # the model needs the rest
@@ -171,35 +175,35 @@ class ResidentLoader(Loader):
                         f"{total:,} pictures need {need / 1e9:.1f} GB and {self.device} has "
                         f"{free / 1e9:.1f} GB free: train without --on-device, or on smaller ones"
                     )
-                room = {"dtype": images.dtype, "device": self.device}
-                self.images = torch.empty(total, *images.shape[1:], **room)
+                shape = (total, *images.shape[1:])
+                self.images = torch.empty(shape, dtype=images.dtype, device=self.device)
             self.images[done : done + len(images)] = images
             done += len(images)
-            labels.append(private(batch[1]))
-        if labels:
-            self.images, self.labels = self.images[:done], torch.cat(labels).to(self.device)
+            all_labels.append(copy_from_shared(labels))
+        if all_labels:
+            self.images, self.labels = self.images[:done], torch.cat(all_labels).to(self.device)
         self.__exit__()
 
 
-def private(part: Tensor) -> Tensor:
-    """Take a tensor out of memory shared with a worker, which costs an open file while it lives."""
+def copy_from_shared(part: Tensor) -> Tensor:
+    """Copy a tensor out of memory shared with a worker, which keeps a file open while in use."""
     return part.clone() if part.is_shared() else part
 
 
 def start_worker(device_type: str, number: int) -> None:
-    """Leave signals to the main process and, where it computes on the same cores, those too."""
-    signals.ignore()
+    """Ignore signals, which the main process handles; on a CPU, let the main process go first."""
+    signals.ignore_signals()
     if device_type == "cpu" and hasattr(os, "nice"):
         os.nice(19)
 
 
 def cores() -> int:
-    """Count the cores this process may use."""
+    """Return the number of cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 class Guarded(Dataset):
-    """A view of a data set by (epoch, index): random by that key alone, None where it fails."""
+    """A data set by the key (epoch, index), which seeds all randomness; None if unreadable."""
 
     def __init__(self, dataset: Dataset, seed: int) -> None:
         self.dataset, self.seed = dataset, seed
@@ -212,12 +216,17 @@ class Guarded(Dataset):
         epoch, index = key
         try:
             with seeded(self.seed, "augment", epoch, index):
-                return self.dataset[index]
-        except OSError:
-            self.unreadable[index] = True  # shared memory: a worker writes it, the loop reads it
+                image, label = self.dataset[index]
+            return image.permute(1, 2, 0), label  # (H, W, 3), as pictures lie in memory
+        except Exception as error:
+            names_a_file = isinstance(error, OSError) and error.filename
+            if not (names_a_file or isinstance(error, UnreadableImage)):
+                raise SampleError(f"{one_line(error)}, sample {index}") from error
+            self.unreadable[index] = True  # in memory shared by the workers and the main process
             return None
 
     def failure(self, index: int) -> str:
+        """Return why a sample cannot be read."""
         try:
             self.dataset[index]
         except OSError as error:
@@ -226,9 +235,11 @@ class Guarded(Dataset):
 
 
 def collate(samples: list[tuple[Tensor, int] | None]) -> tuple[Tensor, Tensor] | None:
-    """Stack the samples that could be read, channels last; None if there is not one."""
-    readable = [(part[0].permute(1, 2, 0), part[1]) for part in samples if part is not None]
+    """Stack the samples that could be read, channels last; None if there is none."""
+    readable = [sample for sample in samples if sample is not None]
     if not readable:
         return None
-    images, labels = default_collate(readable)  # (N, H, W, 3), as pictures lie in memory
+    if len(shapes := {tuple(image.shape) for image, _ in readable}) > 1:
+        raise SampleError(f"the images of a batch differ in their (H, W, C): {sorted(shapes)}")
+    images, labels = default_collate(readable)  # (N, H, W, 3)
     return images.permute(0, 3, 1, 2), labels

@@ -1,4 +1,4 @@
-"""In which order the pictures come: a function of (seed, epoch) alone."""
+"""The order of the samples: a function of (seed, epoch) alone."""
 
 from collections.abc import Iterator
 
@@ -9,21 +9,25 @@ from utils.seed import seed_of
 
 
 class EpochSampler(Sampler):
-    """Yield (epoch, index) for every sample once: shuffled by (seed, epoch), or in order.
+    """Yield batches of keys (epoch, index): shuffled by (seed, epoch), or in order.
 
-    The epoch travels with the index, so that a worker, however long it lives, augments by it.
+    The epoch is part of the key because workers live longer than an epoch, and augment by the key.
+    If shuffled, a single sample left over joins the batch before: BatchNorm1d cannot train on one.
     """
 
-    def __init__(self, size: int, seed: int, shuffle: bool) -> None:
-        self.size, self.seed, self.shuffle = size, seed, shuffle
-        self.epoch, self.start = 0, 0  # start: samples of the epoch to leave out at its beginning
+    def __init__(self, size: int, batch_size: int, seed: int, shuffle: bool) -> None:
+        self.size, self.batch_size, self.seed, self.shuffle = size, batch_size, seed, shuffle
+        self.epoch, self.first_step = 0, 0  # first_step: of the next iteration over the epoch
 
     def __len__(self) -> int:
-        return self.size
+        full, left = divmod(self.size, self.batch_size)
+        return full + (left > 0) - (left == 1 and self.shuffle and full > 0)
 
-    def __iter__(self) -> Iterator[tuple[int, int]]:
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         order = range(self.size)
         if self.shuffle:
             generator = torch.Generator().manual_seed(seed_of(self.seed, "order", self.epoch))
-            order = torch.randperm(self.size, generator=generator).numpy()  # a tensor unrolls
-        yield from ((self.epoch, int(index)) for index in order[self.start :])
+            order = torch.randperm(self.size, generator=generator).numpy()  # a tensor is slower
+        for step in range(self.first_step, len(self)):
+            end = (step + 1) * self.batch_size if step + 1 < len(self) else self.size
+            yield [(self.epoch, int(index)) for index in order[step * self.batch_size : end]]

@@ -1,4 +1,4 @@
-"""What happens to a picture: cut and resized by itself, normalised in its batch."""
+"""Crops, flips and resizing, one picture at a time; crops, flips and normalising of batches."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -20,21 +20,26 @@ def train_transforms(image_size: int, crop_scale: float) -> Transform:
 
 
 def eval_transforms(image_size: int, share: float = 0.875) -> Transform:
-    """Take the middle, the same each time: uint8 (3, H, W) to (3, image_size, image_size)."""
+    """Take the middle square: uint8 (3, H, W) to (3, image_size, image_size)."""
     middle = v2.Lambda(partial(middle_square, share=share))
     return v2.Compose([middle, v2.Resize((image_size, image_size))])
 
 
-def crop_and_flip(size: int, crop_scale: float, images: Tensor, seed: int) -> Tensor:
-    """`train_transforms` for a batch on its device: (N, 3, H, W) to float32 (N, 3, size, size).
+def on_batches(transforms: Transform) -> Callable[[Tensor, int], Tensor] | None:
+    """Return what does the same for (images, seed); None if there is more than crop and flip."""
+    match getattr(transforms, "transforms", None):
+        case [RandomResizedCrop(size=[side, _], scale=[least, 1]), v2.RandomHorizontalFlip(p=0.5)]:
+            return partial(crop_and_flip, side, least)
+    return None
 
-    The boxes are drawn on the CPU, so that they are the same on every device.
-    """
-    generator, count = torch.Generator().manual_seed(seed), len(images)
+
+def crop_and_flip(size: int, crop_scale: float, images: Tensor, seed: int) -> Tensor:
+    """Crop and flip each picture of a batch: (N, 3, H, W) to float32 (N, 3, size, size)."""
+    generator, count = torch.Generator().manual_seed(seed), len(images)  # the same on all devices
     area, ratio, flip, x, y = torch.rand(5, count, generator=generator)
     area = crop_scale + (1 - crop_scale) * area
     ratio = (math.log(3 / 4) + 2 * math.log(4 / 3) * ratio).exp()
-    boxes = torch.zeros(count, 2, 3)  # from a crop's -1 … 1 to the picture's
+    boxes = torch.zeros(count, 2, 3)  # affine maps from a crop's -1 … 1 to the picture's -1 … 1
     boxes[:, 0, 0] = (area * ratio).sqrt().clamp(max=1)
     boxes[:, 1, 1] = (area / ratio).sqrt().clamp(max=1)
     boxes[:, 0, 2] = (2 * x - 1) * (1 - boxes[:, 0, 0])
@@ -46,9 +51,9 @@ def crop_and_flip(size: int, crop_scale: float, images: Tensor, seed: int) -> Te
 
 
 def middle_square(image: Tensor, share: float) -> Tensor:
-    """Cut the middle square, `share` of the shorter side wide (Resize(256) + CenterCrop(224)).
+    """Return the middle square, `share` of the shorter side wide (Resize(256) + CenterCrop(224)).
 
-    Cutting first keeps memory small for a picture of 1 x 10,000 pixels too.
+    Cutting before resizing needs little memory, even for a picture of 1 x 10,000 pixels.
     """
     height, width = image.shape[1:]
     side = max(1, round(share * min(height, width)))
@@ -57,7 +62,7 @@ def middle_square(image: Tensor, share: float) -> Tensor:
 
 
 class RandomResizedCrop(v2.RandomResizedCrop):
-    """torchvision's, a third faster: what it cuts out is packed before it is resized."""
+    """torchvision's crop, but packed before it is resized, which saves a third of the time."""
 
     def transform(self, image: Tensor, params: dict[str, Any]) -> Tensor:
         crop = packed(v2.functional.crop(image, **params))
@@ -65,21 +70,19 @@ class RandomResizedCrop(v2.RandomResizedCrop):
 
 
 def packed(image: Tensor) -> Tensor:
-    """The same picture with the colours of a pixel side by side, as files have them."""
+    """Return the same picture with the colours of a pixel side by side in memory, as in files."""
     return image.permute(1, 2, 0).contiguous().permute(2, 0, 1)
 
 
 class Normalize:
-    """uint8 images (N, 3, H, W) of 0 … 255 to floats around 0, `mean` and `std` of 0 … 1.
-
-    In the layout in which convolutions are fastest; for a whole batch, on its device.
-    """
+    """Turn images (N, 3, H, W) of 0 … 255 into floats around 0, by the mean and std of 0 … 1."""
 
     def __init__(self, mean: Sequence[float], std: Sequence[float], device: torch.device) -> None:
         self.mean = 255 * torch.tensor(mean, device=device)
         self.factor = 1 / (255 * torch.tensor(std, device=device))
 
     def __call__(self, images: Tensor) -> Tensor:
+        # Convolutions are fastest in this memory format.
         floats = images.to(torch.float32, memory_format=torch.channels_last, copy=True)
         floats = floats.permute(0, 2, 3, 1)  # (N, H, W, 3), as they lie in memory
         rows, width = floats.flatten(2), floats.shape[2]  # (N, H, 3 W): a CPU likes long rows

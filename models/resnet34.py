@@ -1,17 +1,12 @@
 """ResNet-34 (He et al., 2015, arXiv:1512.03385): 21.3 million parameters."""
 
-from collections.abc import Mapping
-from pathlib import Path
-
 from torch import Tensor, nn
 
-from utils.checkpoint import CheckpointError
-
-from .basic_module import BasicModule, book_name
+from .basic_module import BasicModule
 
 
 class ResidualBlock(nn.Module):
-    """Two 3 x 3 convolutions whose result is added to what came in."""
+    """Two 3 x 3 convolutions; their output is added to the input."""
 
     def __init__(self, in_channels: int, channels: int, stride: int = 1) -> None:
         super().__init__()
@@ -21,7 +16,9 @@ class ResidualBlock(nn.Module):
         self.bn2 = nn.BatchNorm2d(channels)
         self.downsample = None
         if stride != 1 or in_channels != channels:  # the sum needs equal shapes
-            self.downsample = downsample(in_channels, channels, stride)
+            self.downsample = nn.Sequential(
+                nn.Conv2d(in_channels, channels, 1, stride, bias=False), nn.BatchNorm2d(channels)
+            )
 
     def forward(self, x: Tensor) -> Tensor:  # (N, in_channels, H, W)
         shortcut = x if self.downsample is None else self.downsample(x)
@@ -58,24 +55,6 @@ class ResNet34(BasicModule):
         x = x.relu_()  # after the pooling: the same numbers for a quarter of the work
         x = self.layer4(self.layer3(self.layer2(self.layer1(x))))  # (N, 512, H / 32, W / 32)
         return self.fc(self.dropout(x.mean(dim=(2, 3))))  # (N, K)
-
-    def load_weights(self, state: Mapping[str, Tensor], source: str | Path = "state dict") -> None:
-        """Do as BasicModule does; the book's ResNet34 has one more filter, which `state` tells."""
-        first, own = self.layer1[0], self.layer1[0].downsample
-        first.downsample = None
-        if any(book_name(name).startswith("layer1.0.downsample.") for name in state):
-            first.downsample = own or downsample(64, 64, 1).to(self.fc.weight.device)
-        try:
-            super().load_weights(state, source)
-        except CheckpointError:
-            first.downsample = own
-            raise
-
-
-def downsample(in_channels: int, channels: int, stride: int) -> nn.Sequential:
-    return nn.Sequential(
-        nn.Conv2d(in_channels, channels, 1, stride, bias=False), nn.BatchNorm2d(channels)
-    )
 
 
 def stage(in_channels: int, channels: int, blocks: int, stride: int) -> nn.Sequential:

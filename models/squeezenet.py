@@ -12,8 +12,8 @@ from .basic_module import BasicModule
 class Fire(nn.Module):
     """Squeeze to few channels, then expand by 1 x 1 and 3 x 3 filters side by side.
 
-    What came in is added to what comes out, its missing channels taken as 0: the paper's bypass,
-    at every module, with the shortcut without parameters of He et al. (2015).
+    The input is added to the output; channels that it lacks count as 0. This is the paper's bypass,
+    here at every module, with the shortcut without parameters of He et al. (2015).
     """
 
     def __init__(self, in_channels: int, squeeze: int, expand: int) -> None:
@@ -36,10 +36,10 @@ class Fire(nn.Module):
 class SqueezeNet(BasicModule):
     """Images (N, 3, H, W), any size from 64 up, to logits (N, K).
 
-    Parameters and their names are torchvision's `squeezenet1_1`. Two things differ, so that it
-    learns from scratch: no ReLU stands on the logits (with it, training sits at a loss of ln K for
-    epochs), and the bypass. Weights that were made without the bypass, torchvision's and the
-    book's, take it out again: the state dict tells.
+    Parameters and their names are those of torchvision's `squeezenet1_1`. Two changes let it learn
+    from scratch: there is no ReLU after the last layer (with it, the loss stays at ln K for
+    epochs), and there is the bypass. Weights that were trained without the bypass, torchvision's
+    and the book's, switch it off: the state dict has an entry for it.
     """
 
     pretrained_url = "https://download.pytorch.org/models/squeezenet1_1-b8a52dc0.pth"
@@ -67,7 +67,9 @@ class SqueezeNet(BasicModule):
             if isinstance(layer, nn.Conv2d):
                 nn.init.kaiming_normal_(layer.weight)
                 nn.init.zeros_(layer.bias)
-        for fire in self.fires:  # each starts near the identity, so that depth costs no signal
+        for (
+            fire
+        ) in self.fires:  # a new module is close to the identity, so the signal passes all of them
             fire.expand1x1.weight.data *= 0.25
             fire.expand3x3.weight.data *= 0.25
         nn.init.normal_(self.classifier[1].weight, std=0.001)  # first loss: ln K
@@ -90,5 +92,5 @@ class SqueezeNet(BasicModule):
 
 
 def without_bypass(module: nn.Module, state: dict, prefix: str, *_: Any) -> None:
-    """Before loading: weights that do not tell of a bypass were made without one."""
+    """Before loading: weights without an entry for the bypass were trained without it."""
     state.setdefault(f"{prefix}_extra_state", torch.tensor(False))

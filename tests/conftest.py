@@ -7,14 +7,14 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # small tensors; before torch is 
 
 import pytest
 
-from data.prepare import prepare_demo
+from tests.drawings import draw_set
 
 
 @pytest.fixture(scope="session")
 def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Draw 60 training and 6 test pictures: `train/`, `test1/`, `test1_labels.csv`; read only."""
-    root = tmp_path_factory.mktemp("pictures") / "demo"
-    prepare_demo(root, count=60)
+    root = tmp_path_factory.mktemp("pictures")
+    draw_set(root, count=60)
     return root
 
 

@@ -1,6 +1,6 @@
 """The data: what counts as a picture, who is in which split, what a broken file does."""
 
-import csv
+import importlib.util
 import inspect
 import io
 import multiprocessing
@@ -11,7 +11,8 @@ import shutil
 import struct
 import subprocess
 import sys
-import unittest
+import traceback
+import unicodedata
 import zlib
 from itertools import combinations
 from pathlib import Path
@@ -21,16 +22,16 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch.utils.data import Dataset
 from torchvision.transforms import InterpolationMode, v2
 from torchvision.transforms.v2 import functional
 
 import data
 from data import DogCat, Loader, ResidentLoader
 from data.cache import free_memory
-from data.dataset import MAX_PIXELS, UnreadableImage, read_image
-from data.prepare import prepare_demo
+from data.image_dataset import MAX_PIXELS, ImageDataset, UnreadableImage, read_image
+from data.loader import SampleError
 from data.sampler import EpochSampler
-from data.synthetic import draw
 from data.transforms import (
     Normalize,
     RandomResizedCrop,
@@ -38,95 +39,9 @@ from data.transforms import (
     eval_transforms,
     train_transforms,
 )
-from tests.templates import DataTestsMixin
-from utils.options import imported_names
-
-DATASETS = [
-    name
-    for name in imported_names("data")  # what --dataset takes
-    if "mode" in inspect.signature(getattr(data, name).__init__).parameters
-]
-
-
-class Drawn(DataTestsMixin):
-    """The mixin over the drawn pictures."""
-
-    num_samples = 60
-
-    @pytest.fixture(autouse=True)
-    def _pictures(self, pictures):
-        self.root = pictures / "train"
-
-    def make_dataset(self, mode):
-        return getattr(data, self.dataset)(self.root, mode=mode, image_size=self.image_size)
-
-
-# A data set that reads the layout of the drawn pictures gets these tests by its import line.
-for name in DATASETS:
-    case = type(f"Test{name}", (unittest.TestCase, Drawn), {"dataset": name})
-    globals()[case.__name__] = case
-del case
-
-
-class Careless(DogCat):
-    """DogCat with one fault at a time."""
-
-    def __init__(self, root, mode, fault):
-        # val pictures augmented, train pictures not
-        wrong_mode = {"train": "val", "val": "train"}[mode] if fault == "augments val" else mode
-        super().__init__(root, mode=wrong_mode, image_size=32)
-        if fault == "leaks":
-            everything = DogCat(root, mode="train", image_size=32, val_share=0)
-            self.names, self.labels = everything.names, everything.labels
-        elif fault == "one class":
-            self.labels = np.zeros_like(self.labels)
-        elif fault == "raw":
-            self.mean, self.std = (0, 0, 0), (1, 1, 1)
-        elif fault == "drops one" and mode == "val":
-            self.names, self.labels = self.names[1:], self.labels[1:]
-        self.fault, self.count = fault, 0
-
-    def __getitem__(self, index):
-        image, label = super().__getitem__(index)
-        self.count += 1  # a worker has a count of its own
-        if self.fault == "counts":
-            image = image.roll(self.count, dims=1)
-        return {
-            "grey": (image[:1], label),
-            "floats": (image / 255, label),
-            "label from 1": (image, label + 1),
-        }.get(self.fault, (image, label))
-
-
-@pytest.mark.parametrize(
-    ("fault", "caught_by"),
-    [
-        ("augments val", "test_only_train_is_augmented"),
-        ("leaks", "test_splits_are_disjoint_and_complete"),
-        ("drops one", "test_splits_are_disjoint_and_complete"),
-        ("one class", "test_classes_are_balanced"),
-        ("raw", "test_values_lie_around_zero"),
-        ("counts", "test_workers_agree"),
-        ("grey", "test_samples_fit_the_loader"),
-        ("floats", "test_samples_fit_the_loader"),
-        ("label from 1", "test_labels_are_in_range"),
-        ("", None),
-    ],
-)
-def test_the_mixin_catches(fault, caught_by, pictures):
-    facts = {
-        "num_samples": 60,
-        "make_dataset": lambda self, mode: Careless(pictures / "train", mode, fault),
-    }
-    case = type("Case", (unittest.TestCase, DataTestsMixin), facts)
-    result = unittest.TestResult()
-    if caught_by:
-        unittest.TestSuite([case(caught_by)]).run(result)
-        assert result.failures and not result.errors
-    else:
-        unittest.defaultTestLoader.loadTestsFromTestCase(case).run(result)
-        assert result.wasSuccessful() and result.testsRun == 15
-
+from tests.drawings import draw
+from utils.checkpoint import CheckpointError
+from utils.options import UsageError
 
 # Which files are pictures, and what they show.
 
@@ -186,7 +101,121 @@ def test_the_label_belongs_to_the_picture(pictures):
 
 def test_counts_and_folder_are_told_in_one_line(pictures):
     line = DogCat(pictures / "train", mode="val").describe()
-    assert line == f"val: 18 pictures (9 cat, 9 dog) in {pictures / 'train'}"
+    assert line == f"18 pictures (9 cat, 9 dog) in {pictures / 'train'}"
+    line = DogCat(pictures / "test1", mode="test").describe()
+    assert line == f"6 pictures in {pictures / 'test1'}"
+
+
+def make_or_skip(path: bytes | Path) -> None:
+    """Make an empty file, if the file system takes such a name (macOS takes UTF-8 only)."""
+    try:
+        open(path, "wb").close()
+    except OSError:
+        pytest.skip("this file system takes no such name")
+
+
+def test_a_name_that_is_not_utf_8_is_left_out_and_told_in_plain_text(tmp_path):
+    make_or_skip(os.fsencode(tmp_path) + b"/\xe9")
+    folder = os.fsencode(tmp_path) + b"/caf\xe9"
+    os.mkdir(folder)
+    for name in (b"caf\xe9.1.jpg", b"cat.2.jp\xe9g"):
+        make_or_skip(folder + b"/" + name)
+    root = fill(Path(os.fsdecode(folder)), "cat.1.jpg", "cat.2.jpg", "dog.1.jpg")
+    (root / "dog.2.jpg").touch()
+    dataset = everything(root)
+    assert names_of(dataset) == ["cat.1.jpg", "cat.2.jpg", "dog.1.jpg", "dog.2.jpg"]
+    assert [*dataset.rejected] == ["caf\\xe9.1.jpg", "cat.2.jp\\xe9g"]
+    loader = Loader(dataset, 4, 2)
+    assert [labels.tolist() for *_, labels in loader.epoch()] == [[0, 0, 1]]
+    (failure,) = loader.new_failures()
+    assert failure.startswith(f"{tmp_path}/caf\\xe9/dog.2.jpg is left out: ")
+    for text in (dataset.describe(), dataset.fingerprint, failure):
+        text.encode("utf-8")  # so that it can be printed and written into log.txt
+    dataset.keep("disk", tmp_path / "cache")
+    assert torch.equal(dataset[1][0], DogCat(root, dataset.transforms, val_share=0)[1][0])
+    shutil.rmtree(folder)
+    os.mkdir(folder)
+    with pytest.raises(FileNotFoundError) as caught:
+        everything(root)
+    assert str(caught.value).startswith(f"{tmp_path}/caf\\xe9 has no picture named like cat.12")
+
+
+def test_a_link_that_leads_nowhere_is_left_out_and_named(tmp_path):
+    root = fill(tmp_path / "set", "cat.1.jpg", "dog.1.jpg", "dog.3.jpg")
+    (root / "cat.2.jpg").symlink_to(root / "cat.2.jpg")  # to itself
+    (root / "cat.3.jpg").symlink_to(root / "gone.jpg")
+    (root / "dog.2.jpg").symlink_to(root / "dog.1.jpg")
+    (root / "folder").symlink_to(root / "folder")
+    dataset = everything(root)
+    assert names_of(dataset) == ["cat.1.jpg", "dog.1.jpg", "dog.2.jpg", "dog.3.jpg"]
+    assert dataset.rejected == {
+        **dict.fromkeys(["cat.2.jpg", "cat.3.jpg"], "it is not a file"),
+        "folder": "its name is not like cat.12.jpg or dog.12.jpg",
+    }
+    assert dataset.fingerprint == everything(root).fingerprint
+
+
+class Fruit(DogCat):
+    classes = ("Äpfel", "Öl", "STRASSE")
+
+
+def test_class_names_are_found_in_any_case_and_encoding(tmp_path):
+    forms = [unicodedata.normalize(form, "Äpfel.1.jpg") for form in ("NFC", "NFD")]
+    assert forms[0] != forms[1]
+    names = [*forms, "äpfel.2.jpg", "ÄPFEL.3.JPG", "öl.1.jpg"]
+    names += [unicodedata.normalize("NFD", "ÖL.2.png"), "straße.1.jpg"]
+    names += ["apfel.4.jpg", "ol.3.jpg"]
+    for name in names:
+        make_or_skip(tmp_path / name)
+    dataset = Fruit(tmp_path, val_share=0)
+    if len({*os.listdir(tmp_path)}) == len(names):
+        assert dataset.class_counts == [4, 2, 1]
+    assert {*names_of(dataset)} == {*names[:7]}
+    assert {*dataset.rejected} == {"apfel.4.jpg", "ol.3.jpg"}
+    assert dataset.example == "äpfel.12.jpg or öl.12.jpg or strasse.12.jpg"
+
+
+# The fingerprint, by which --resume notices other pictures.
+
+
+def test_the_fingerprint_is_that_of_the_files_whatever_the_split_or_the_place(twenty, tmp_path):
+    first = DogCat(twenty).fingerprint
+    assert first == DogCat(twenty, mode="val").fingerprint
+    copied = shutil.copytree(twenty, tmp_path / "copy", copy_function=shutil.copyfile)
+    assert first == DogCat(copied).fingerprint
+    name = "dog.5.jpg"
+    whole = (copied / name).read_bytes()
+    changes = {
+        "other content": lambda: (copied / name).write_bytes(whole[:-9] + b"X" + whole[-8:]),
+        "longer": lambda: (copied / name).write_bytes(whole + b"X"),
+        "another name": lambda: (copied / name).rename(copied / "dog.55.jpg"),
+        "one less": lambda: (copied / "dog.55.jpg").unlink(),
+    }
+    seen = {first}
+    for number, change in enumerate(changes.values(), start=2):
+        change()
+        seen.add(DogCat(copied).fingerprint)
+        assert len(seen) == number
+
+
+def test_the_fingerprint_of_many_files_reads_few_of_them_but_from_all_parts(tmp_path, monkeypatch):
+    names = [f"{kind}.{n}.jpg" for kind in ("cat", "dog") for n in range(1000)]
+    for name in names:
+        (tmp_path / name).write_text(name)
+    opened, true_open = [], open
+
+    def counting(path, *rest):
+        opened.append(Path(path).name)
+        return true_open(path, *rest)
+
+    monkeypatch.setattr("builtins.open", counting)
+    first = DogCat(tmp_path).fingerprint
+    assert 32 <= len(opened) <= 64
+    indices = [names.index(name) for name in opened]
+    assert max(np.diff([0, *indices, len(names)])) <= 64
+    for name in names:
+        (tmp_path / name).write_text(name[::-1])  # other pictures, as long, under the same names
+    assert DogCat(tmp_path).fingerprint != first
 
 
 # The split.
@@ -251,7 +280,8 @@ def test_a_new_picture_moves_no_more_than_one_other(twenty):
 def test_in_test_mode_the_label_is_the_id_in_numeric_order(tmp_path):
     root = fill(tmp_path / "test1", "10.jpg", "2.jpg", "1.jpg", "01.jpg", "100.JPG", "cat.3.jpg")
     dataset = DogCat(root, mode="test", image_size=64)
-    assert dataset.labels.tolist() == [1, 2, 10, 100]
+    assert dataset.ids.tolist() == [1, 2, 10, 100]
+    assert not hasattr(dataset, "labels")
     assert names_of(dataset) == ["01.jpg", "2.jpg", "10.jpg", "100.JPG"]
     assert [dataset[index][1] for index in range(4)] == [1, 2, 10, 100]
     assert dataset.rejected == {
@@ -459,6 +489,235 @@ def test_a_batch_without_one_readable_picture_is_passed_over(tmp_path, kind):
         assert [(step, labels.tolist()) for step, _, labels in batches] == [(2, [1])]
 
 
+# A data set of one's own: what the docstring of data/__init__.py asks for, and no more.
+
+
+def options(pictures: Path, **changes) -> SimpleNamespace:
+    """Return the options that concern the data."""
+    defaults = {
+        "dataset": "DogCat",
+        "train_data_root": pictures / "train",
+        "test_data_root": pictures / "test1",
+        "image_size": 32,
+        "crop_scale": 0.5,
+        "num_workers": 0,
+        "batch_size": 8,
+        "seed": 0,
+        "cache": "auto",
+        "cache_root": None,
+        "on_device": False,
+        "allow_changes": False,
+        "load_model_path": "somewhere/best.pth",
+    }
+    return SimpleNamespace(**defaults | changes)
+
+
+def build_loader(opt: SimpleNamespace, mode: str, **more) -> Loader:
+    return data.build_loader(opt, mode, torch.device("cpu"), **{"log": lambda line: None, **more})
+
+
+FLOWERS = """
+import torch
+from data import ImageDataset
+
+
+class Flowers(ImageDataset):
+    classes = ("rose", "tulip", "lily")
+
+    def __init__(self, root, mode, image_size, crop_scale):
+        self.size = image_size
+        if mode == "test":
+            self.ids = [70, 8]
+        else:
+            self.labels = [0, 1, 2, 2] if mode == "train" else [1]
+
+    def __getitem__(self, index):
+        number = self.labels[index] if self.ids is None else self.ids[index]
+        return torch.full((3, self.size, self.size), number, dtype=torch.uint8), number
+
+
+class Wilted(Flowers):
+    def __getitem__(self, index):
+        image, label = super().__getitem__(index)
+        if index == 2:
+            image = image + "petal"
+        return image, label
+
+
+class Uneven(Flowers):
+    def __getitem__(self, index):
+        image, label = super().__getitem__(index)
+        return image[:, index:], label
+
+
+class Plucked(Flowers):
+    def __getitem__(self, index):
+        raise OSError("the network is down")
+
+
+class Missing(Flowers):
+    def __getitem__(self, index):
+        if index:
+            open(f"no/such/{index}.jpg")
+        return super().__getitem__(index)
+"""
+
+
+@pytest.fixture
+def flowers(tmp_path, monkeypatch):
+    """Import a user's file; its classes are known to --dataset."""
+    path = tmp_path / "flowers.py"
+    path.write_text(FLOWERS)
+    spec = importlib.util.spec_from_file_location("flowers", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    monkeypatch.setitem(sys.modules, "flowers", module)
+    for name, member in vars(module).items():
+        if inspect.isclass(member) and member is not ImageDataset:
+            monkeypatch.setattr(data, name, member, raising=False)
+    return module
+
+
+def test_the_least_data_set_of_ones_own_trains_validates_and_tests(flowers, pictures):
+    opt, lines = options(pictures, dataset="Flowers"), []
+    loaders = {m: build_loader(opt, m, log=lines.append) for m in ("train", "val", "test")}
+    assert lines == [
+        "train: 4 pictures (1 rose, 1 tulip, 2 lily)",
+        "val: 1 pictures (0 rose, 1 tulip, 0 lily)",
+        "test: 2 pictures",
+    ]
+    train = loaders["train"].dataset
+    assert isinstance(train, flowers.Flowers) and isinstance(data.open_split(opt, "val"), Dataset)
+    assert (train.num_classes, train.class_counts, len(train)) == (3, [1, 1, 2], 4)
+    (step, images, labels), *rest = loaders["train"].epoch()
+    assert step == 0 and not rest and sorted(labels.tolist()) == [0, 1, 2, 2]
+    expected = (labels[:, None] / 255 - torch.tensor(train.mean)) / torch.tensor(train.std)
+    assert torch.allclose(images.mean(dim=(2, 3)), expected, atol=1e-5)
+    ((_, _, ids),) = loaders["test"].epoch()
+    assert ids.tolist() == loaders["test"].dataset.ids == [70, 8]
+
+
+@pytest.mark.parametrize("given", [(0, 2, 2), np.array([0, 2, 2]), torch.tensor([0, 2, 2])])
+def test_labels_may_be_any_sequence(flowers, pictures, given):
+    dataset = flowers.Flowers(pictures, "train", 32, 0.5)
+    dataset.labels = given
+    assert dataset.class_counts == [1, 0, 2] and len(dataset) == 3
+    assert dataset.describe() == "3 pictures (1 rose, 0 tulip, 2 lily)"
+
+
+@pytest.mark.parametrize("mode", ["train", "val"])
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"cache": "ram"}, "Flowers has no `keep`: leave out --cache=ram"),
+        ({"cache": "disk"}, "Flowers has no `keep`: leave out --cache=disk"),
+        ({"on_device": True}, "Flowers has no `whole`: leave out --on-device"),
+    ],
+)
+def test_options_that_need_optional_parts_are_refused_without_them(
+    flowers, pictures, changes, message, mode
+):
+    opt = options(pictures, dataset="Flowers", **changes)
+    if (opt.cache, mode) == ("ram", "val"):  # whose batches stay in memory anyway
+        assert len(build_loader(opt, mode)) == 1
+        return
+    with pytest.raises(UsageError) as caught:
+        build_loader(opt, mode)
+    assert str(caught.value) == message
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_an_error_in_a_data_set_names_the_users_line_and_the_sample(flowers, pictures, num_workers):
+    def message(name: str) -> str:
+        loader = build_loader(options(pictures, dataset=name, num_workers=num_workers), "train")
+        with loader, pytest.raises(SampleError) as caught:
+            [*loader.epoch()]
+        return str(caught.value), "".join(traceback.format_exception(caught.value))
+
+    line = 1 + FLOWERS[: FLOWERS.index('image + "petal"')].count("\n")
+    text, whole = message("Wilted")
+    assert re.fullmatch(rf"TypeError: .*, at \S*flowers.py:{line}, sample 2", text)
+    assert f'flowers.py", line {line}, in __getitem__' in whole  # which --traceback shows
+    text, _ = message("Uneven")
+    assert text == (
+        "the images of a batch differ in their (H, W, C): "
+        "[(29, 32, 3), (30, 32, 3), (31, 32, 3), (32, 32, 3)]"
+    )
+    text, _ = message("Plucked")  # no file is named: it may be more than one bad picture
+    assert text.startswith("the network is down") and ", sample " in text
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_a_file_that_is_missing_is_left_out_and_all_of_them_end_the_run(
+    flowers, pictures, num_workers
+):
+    opt = options(pictures, dataset="Missing", num_workers=num_workers)
+    with build_loader(opt, "train") as loader:
+        ((_, _, labels),) = loader.epoch()
+        assert labels.tolist() == [0] and loader.readable() == [0]
+        assert [re.search(r"no/such/\d.jpg", line)[0] for line in loader.new_failures()] == [
+            f"no/such/{index}.jpg" for index in (1, 2, 3)
+        ]
+
+
+@pytest.mark.parametrize("kind", [Loader, ResidentLoader])
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_if_no_picture_can_be_read_the_first_one_and_its_reason_are_told(
+    tmp_path, kind, num_workers
+):
+    root = fill(tmp_path / "set", "cat.1.jpg", "cat.2.jpg", "dog.1.jpg")
+    for path in root.iterdir():
+        path.write_bytes(b"")
+    with pytest.raises(UnreadableImage) as caught, kind(everything(root), 2, num_workers) as loader:
+        [*loader.epoch()]
+    expected = f"not one picture could be read: {root / 'cat.1.jpg'} is left out: "
+    assert str(caught.value).startswith(expected) and "\n" not in str(caught.value)
+
+
+# What a checkpoint knows of the data.
+
+
+def checkpoint_of(dataset: DogCat, **changes) -> dict:
+    facts = {"classes": [*dataset.classes], "mean": [0.1, 0.2, 0.3], "std": [0.4, 0.5, 0.6]}
+    return {**facts, "data": dataset.fingerprint, **changes}
+
+
+def test_the_loader_of_a_checkpoint_normalises_as_in_its_training(pictures):
+    opt = options(pictures)
+    saved = checkpoint_of(DogCat(opt.train_data_root))
+    for mode in ("train", "val", "test"):
+        loader, lines = build_loader(opt, mode, saved=saved, log=(lines := []).append), lines
+        assert (loader.dataset.mean, loader.dataset.std) == (saved["mean"], saved["std"])
+        assert len(lines) == 1 and lines[0].startswith(f"{mode}: ")
+        assert loader.sampler.shuffle == (mode == "train")
+    _, images, _ = next(loader.epoch())
+    raw = loader.dataset[0][0].float() / 255
+    assert torch.allclose(images[0, 2], (raw[2] - 0.3) / 0.6, atol=1e-6)
+
+
+def test_other_classes_than_those_of_the_checkpoint_are_refused(pictures):
+    saved = checkpoint_of(DogCat(pictures / "train"), classes=["dog", "cat"])
+    for mode, source in (("train", "the run"), ("val", "somewhere/best.pth"), ("test", "somewher")):
+        with pytest.raises(CheckpointError, match=rf"^{source}.* \['dog', 'cat'\], DogCat has"):
+            build_loader(options(pictures), mode, saved=saved)
+
+
+def test_other_pictures_under_the_same_names_are_noticed(pictures, tmp_path):
+    root = shutil.copytree(pictures, tmp_path / "copy")
+    saved, opt = checkpoint_of(DogCat(root / "train")), options(root)
+    for path in (root / "train").glob("cat.*"):
+        shutil.copyfile(path.with_name(path.name.replace("cat", "dog")), path)
+    with pytest.raises(CheckpointError, match=r"train has other pictures than .*--allow-changes"):
+        build_loader(opt, "train", saved=saved)
+    opt.allow_changes = True
+    assert len(build_loader(opt, "train", saved=saved).dataset) == 42
+    lines = []
+    build_loader(opt, "val", saved=saved, log=lines.append)
+    assert lines[1].startswith("the pictures are not those of the training")
+    build_loader(opt, "test", saved=saved, log=lines.append)
+    assert len(lines) == 3
+
+
 # Transforms and loader.
 
 
@@ -584,15 +843,94 @@ def test_pictures_on_the_device_are_read_once(pictures, tmp_path):
     assert same(first, [*loader.epoch(3)])
 
 
-def test_transforms_of_ones_own_are_not_dropped_in_silence_on_the_device(pictures):
-    dataset = DogCat(pictures / "train", eval_transforms(32), mode="train")
-    with pytest.raises(ValueError, match="DogCat crops and flips no batches: train without --on-d"):
-        ResidentLoader(dataset, 8, 0, shuffle=True)
+def with_jitter(size, scale):
+    return v2.Compose([*train_transforms(size, scale).transforms, v2.ColorJitter(0.4)])
+
+
+def without_flips(size, scale):
+    return v2.Compose([train_transforms(size, scale).transforms[0], v2.RandomHorizontalFlip(0)])
+
+
+@pytest.mark.parametrize("edited", [with_jitter, without_flips, lambda *_: eval_transforms(32)])
+def test_an_edit_of_the_train_transforms_is_not_ignored_on_the_device(
+    edited, pictures, monkeypatch
+):
+    opt = options(pictures, on_device=True)
+    assert build_loader(opt, "train").dataset.augment
+    monkeypatch.setattr("data.dogcat.train_transforms", edited)
+    with pytest.raises(UsageError) as caught:
+        build_loader(opt, "train")
+    assert str(caught.value) == (
+        "DogCat has no `augment` for its transforms: leave out --on-device"
+    )
+    assert build_loader(opt, "val").sampler.shuffle is False
+    assert build_loader(options(pictures), "train").dataset.augment is None
+    loader = ResidentLoader(DogCat(pictures / "train", edited(32, 0.5)), 8, 0, shuffle=True)
+    with pytest.raises(TypeError):
+        next(loader.epoch())
 
 
 def test_a_small_shared_memory_limits_only_what_is_shared(monkeypatch):
     monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=64 << 20))
     assert free_memory() <= 64 << 20 < free_memory(torch.device("cpu"))
+
+
+GB = 10**9
+LIMITS = {  # group: limit, used, files that can be freed; at the root, there is none in version 2
+    "batch": (8 * GB, 5 * GB, GB),
+    "batch/job": ("max", 2 * GB, GB),
+    "batch/job/step": (30 * GB, GB, 0),
+    "other": (GB, GB, 0),
+}
+
+
+def fake_machine(root: Path, membership: str, limits: dict, version: int, shm: bool = True) -> None:
+    """Lay out /proc, /dev/shm and the control groups of a machine with 16 GB of free memory."""
+    names = {
+        1: ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file", "memory"),
+        2: ("memory.max", "memory.current", "inactive_file", ""),
+    }[version]
+    (root / "proc/self").mkdir(parents=True)
+    (root / "proc/self/cgroup").write_text(membership)
+    (root / "proc/meminfo").write_text(f"MemTotal: 99 kB\nMemAvailable: {16 * GB // 1024} kB\n")
+    (root / "dev/shm").mkdir(parents=True)
+    for group, (limit, used, freeable) in limits.items():
+        folder = root / "sys/fs/cgroup" / names[3] / group
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / names[0]).write_text(f"{limit}\n")
+        (folder / names[1]).write_text(f"{used}\n")
+        stat = f"anon 1\ninactive_anon 7\n{names[2]} {freeable}\nactive_file 3\n"
+        (folder / "memory.stat").write_text(stat)
+
+
+V1 = {**LIMITS, "batch/job": (9223372036854771712, 2 * GB, GB), "": (2**63 - 4096, 9 * GB, GB)}
+IN_CONTAINER = {"": (3 * GB, 2 * GB, GB // 2)}  # which sees its own group as the root
+
+
+@pytest.mark.parametrize(
+    ("membership", "limits", "version", "free"),
+    [
+        ("0::/batch/job/step\n", LIMITS, 2, 4 * GB),
+        ("0::/batch/job\n", {**LIMITS, "batch/job": (3 * GB, 2 * GB, GB)}, 2, 2 * GB),
+        ("0::/\n", LIMITS, 2, 16 * GB),
+        ("0::/\n", IN_CONTAINER, 2, 1.5 * GB),
+        ("3:cpu:/x\n4:cpuset,memory:/batch/job/step\n0::/other\n", V1, 1, 4 * GB),
+        ("4:memory:/docker/12ab\n", IN_CONTAINER, 1, 1.5 * GB),
+        ("4:memory:/batch\n", {"batch": (GB, 2 * GB, 0)}, 1, 0),
+        ("3:cpu:/other\n4:memory:/\n", V1, 1, 16 * GB),
+    ],
+)
+def test_memory_limits_of_all_groups_around_a_process_count(
+    tmp_path, monkeypatch, membership, limits, version, free
+):
+    fake_machine(tmp_path, membership, limits, version)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=99 * GB))
+    for device in (None, torch.device("cpu")):
+        assert free_memory(device, tmp_path) == pytest.approx(free, abs=1024)
+
+
+def test_a_system_that_says_nothing_of_its_memory_has_four_gibibytes(tmp_path):
+    assert free_memory(None, tmp_path) == 4 << 30
 
 
 def test_too_many_pictures_for_the_device_are_refused_in_one_line(pictures, monkeypatch):
@@ -736,7 +1074,7 @@ def test_a_memory_cache_with_too_little_room_keeps_what_fits(pictures, monkeypat
         again = [dataset[index][0] for index in range(len(dataset))]
         assert all(torch.equal(one, other) for one, other in zip(plain, again, strict=True))
     assert 0 < dataset.cache.used.value <= 10**5
-    assert re.search(r"0 MB of memory \(\d+%\)", dataset.describe())
+    assert re.search(r"kept in 0 MB of memory \(\d+% of them\)", dataset.describe())
 
 
 def test_a_large_jpeg_is_decoded_at_the_least_scale_that_leaves_enough(tmp_path):
@@ -756,10 +1094,14 @@ def test_every_picture_and_every_seed_is_augmented_in_its_own_way(tmp_path):
     assert not any(torch.equal(one, other) for one, other in combinations(images, 2))
 
 
+def keys(sampler: EpochSampler) -> list[tuple[int, int]]:
+    return [key for batch in sampler for key in batch]
+
+
 def test_augmentation_does_not_depend_on_place_or_on_other_pictures(pictures):
     dataset = DogCat(pictures / "train", mode="train", image_size=32)
     shuffled, in_order = Loader(dataset, 7, 0, seed=3, shuffle=True), Loader(dataset, 5, 0, seed=3)
-    order = [index for _, index in shuffled.sampler]
+    order = [index for _, index in keys(shuffled.sampler)]
     moved = torch.cat([images for _, images, _ in shuffled.epoch(0)])
     straight = torch.cat([images for _, images, _ in in_order.epoch(0)])
     assert order != sorted(order)
@@ -767,14 +1109,61 @@ def test_augmentation_does_not_depend_on_place_or_on_other_pictures(pictures):
 
 
 def test_the_sampler_takes_every_picture_once_in_an_order_of_its_own_per_epoch():
-    sampler = EpochSampler(100, seed=0, shuffle=True)
-    first = [*sampler]
+    sampler = EpochSampler(100, 10, seed=0, shuffle=True)
+    first = keys(sampler)
     sampler.epoch = 1
-    second = [*sampler]
+    second = keys(sampler)
     assert sorted(first) == [(0, index) for index in range(100)]
     assert sorted(second) == [(1, index) for index in range(100)]
     assert [index for _, index in first] != [index for _, index in second]
-    assert [*EpochSampler(3, seed=0, shuffle=False)] == [(0, 0), (0, 1), (0, 2)]
+    assert [*EpochSampler(3, 2, seed=0, shuffle=False)] == [[(0, 0), (0, 1)], [(0, 2)]]
+
+
+@pytest.mark.parametrize(
+    ("size", "batch_size", "lengths"),
+    [
+        (9, 4, [4, 5]),
+        (5, 4, [5]),
+        (10, 4, [4, 4, 2]),
+        (8, 4, [4, 4]),
+        (3, 1, [1, 1, 1]),
+        (3, 2, [3]),
+        (1, 4, [1]),
+        (1, 1, [1]),
+    ],
+)
+def test_a_single_picture_left_over_joins_the_batch_before_in_training_alone(
+    size, batch_size, lengths
+):
+    shuffled = EpochSampler(size, batch_size, seed=0, shuffle=True)
+    assert [len(batch) for batch in shuffled] == lengths and len(shuffled) == len(lengths)
+    batches = [*shuffled]
+    assert [key for batch in batches for key in batch] == keys(shuffled)
+    for shuffled.first_step in range(len(lengths) + 1):
+        assert [*shuffled] == batches[shuffled.first_step :]
+    in_order = EpochSampler(size, batch_size, seed=0, shuffle=False)
+    full, left = divmod(size, batch_size)
+    assert [len(batch) for batch in in_order] == [batch_size] * full + [left] * (left > 0)
+    assert len(in_order) == full + (left > 0)
+
+
+@pytest.mark.parametrize("kind", [Loader, ResidentLoader])
+def test_a_last_batch_of_one_does_not_stop_batch_norm(pictures, kind):
+    dataset = DogCat(pictures / "train", mode="train", image_size=32)  # 42 pictures
+    norm = torch.nn.BatchNorm1d(3 * 32 * 32)
+    for num_workers in (0, 2):
+        with kind(dataset, 41, num_workers, shuffle=True) as loader:
+            assert [len(norm(images.flatten(1))) for _, images, _ in loader.epoch()] == [42]
+    with kind(dataset, 8, 0, shuffle=True) as loader:
+        assert [len(labels) for *_, labels in loader.epoch()] == [8, 8, 8, 8, 8, 2]
+    dataset.names, dataset.labels = dataset.names[:33], dataset.labels[:33]
+    with kind(dataset, 8, 2, shuffle=True) as loader:
+        whole = [*loader.epoch(1)]
+        assert [len(labels) for *_, labels in whole] == [8, 8, 8, 9] and len(loader) == 4
+        assert same(whole[3:], [*loader.epoch(1, first_step=3)])  # as --resume goes on
+        assert [*loader.epoch(1, first_step=4)] == []
+    with kind(dataset, 8, 0) as loader:
+        assert [len(labels) for *_, labels in loader.epoch()] == [8, 8, 8, 8, 1]
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])
@@ -871,91 +1260,4 @@ def test_real_photos_split_as_they_should(photos):
     assert train.class_counts == [700, 700] and val.class_counts == [300, 300]
     assert not {*names_of(train)} & {*names_of(val)}
     test = DogCat(photos / "photos" / "test1", mode="test")
-    assert test.labels.tolist() == [*range(1, 201)]
-
-
-# The drawn set.
-
-
-def test_a_drawing_is_a_function_of_kind_and_seed():
-    random.seed(1)
-    first = draw("cat", 7)
-    random.seed(2)
-    np.random.seed(2)
-    assert first.tobytes() == draw("cat", 7).tobytes()
-    assert first.mode == "RGB" and all(160 <= side <= 220 for side in first.size)
-    assert first.tobytes() != draw("cat", 8).tobytes()
-    assert first.tobytes() != draw("dog", 7).tobytes()
-
-
-def contents(root: Path) -> dict[str, bytes]:
-    files = [path for path in root.rglob("*") if path.is_file()]
-    return {path.relative_to(root).as_posix(): path.read_bytes() for path in files}
-
-
-def test_the_drawn_set_has_kaggles_layout(pictures):
-    expected = {f"train/{kind}.{n}.jpg" for kind in ("cat", "dog") for n in range(30)}
-    expected |= {f"test1/{n}.jpg" for n in range(1, 7)} | {"test1_labels.csv"}
-    assert {*contents(pictures)} == expected
-    rows = [*csv.DictReader((pictures / "test1_labels.csv").open())]
-    assert [int(row["id"]) for row in rows] == [*range(1, 7)]
-    assert {row["label"] for row in rows} <= {"0", "1"}
-
-
-def test_preparing_again_gives_the_same_bytes_and_a_smaller_set_is_a_part(pictures, tmp_path):
-    calls = []
-    prepare_demo(tmp_path / "small", count=21, progress=lambda *call: calls.append(call))
-    small, large = contents(tmp_path / "small"), contents(pictures)
-    assert len(small) == 21 + 2 + 1
-    del small["test1_labels.csv"]
-    assert {name: large[name] for name in small} == small
-    assert calls == [(done, 23) for done in range(1, 24)]
-    prepare_demo(tmp_path / "other", count=4, seed=1)
-    other = contents(tmp_path / "other")
-    assert other["train/cat.0.jpg"] not in large.values()
-
-
-def test_no_test_picture_is_a_training_picture(pictures):
-    files = contents(pictures)
-    assert len({*files.values()}) == len(files)
-
-
-def test_a_folder_that_holds_something_is_refused_and_left_as_it_is(tmp_path):
-    (tmp_path / "mine.txt").write_text("keep me")
-    with pytest.raises(FileExistsError, match=re.escape(str(tmp_path))):
-        prepare_demo(tmp_path, count=4)
-    with pytest.raises(FileExistsError):
-        prepare_demo(tmp_path / "mine.txt", count=4)
-    assert contents(tmp_path) == {"mine.txt": b"keep me"}
-    (tmp_path / "empty").mkdir()
-    prepare_demo(tmp_path / "empty", count=2)
-    assert (tmp_path / "empty" / "train" / "dog.0.jpg").exists()
-
-
-def test_a_killed_drawing_leaves_no_folder_that_looks_whole(tmp_path):
-    def killed(done, total):
-        raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        prepare_demo(tmp_path / "demo", count=4, progress=killed)
-    assert [*tmp_path.iterdir()] == []
-
-
-def test_a_linear_classifier_of_grey_pixels_does_not_tell_cats_from_dogs():
-    pixels = np.stack(
-        [
-            np.asarray(draw(kind, seed).convert("L").resize((32, 32)), np.float32).ravel() / 255
-            for kind in ("cat", "dog")
-            for seed in range(150)
-        ]
-    )
-    labels = np.repeat([-1.0, 1.0], 150)
-    pixels = np.hstack([pixels - pixels.mean(), np.ones((300, 1))])
-    train = np.arange(300) % 3 > 0
-    kernel = pixels @ pixels[train].T  # ridge regression, in its dual form
-    best = 0.0
-    for strength in (1.0, 10.0, 100.0):
-        weights = np.linalg.solve(kernel[train] + strength * np.eye(200), labels[train])
-        best = max(best, (np.sign(kernel[~train] @ weights) == labels[~train]).mean())
-        assert (np.sign(kernel[train] @ weights) == labels[train]).mean() > 0.7  # it did learn
-    assert best < 0.75
+    assert test.ids.tolist() == [*range(1, 201)]

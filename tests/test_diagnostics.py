@@ -14,6 +14,7 @@ import torch
 from PIL import Image, ImageEnhance, ImageOps
 from torch import Tensor, nn
 from torch.nn import functional as F
+from utils.diagnostics.watch import Watch
 
 import main
 from data import DogCat, Loader
@@ -24,7 +25,6 @@ from utils import diagnostics, engine
 from utils.diagnostics import data as check_data
 from utils.diagnostics import learning as check_learning
 from utils.diagnostics import model as check_model
-from utils.diagnostics.watch import Watch
 
 
 class Sound(BasicModule):

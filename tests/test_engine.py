@@ -8,14 +8,16 @@ import platform
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from utils import engine
-from utils.device import Precision, has_native_bf16, pick_device
+from utils import engine, recipe
+from utils.device import Precision, has_native_bf16, set_up_device
+from utils.guard import START_STEPS, guard_is_on
 
 CPU = torch.device("cpu")
 FP32 = Precision("fp32", CPU)
@@ -33,6 +35,10 @@ def make_batch(size: int = 10, seed: int = 0) -> tuple[Tensor, Tensor]:
     return torch.randn(size, 3, 8, 8, generator=generator), torch.arange(size) % 3
 
 
+def build_optimizer(model: nn.Module, **options: float) -> torch.optim.Optimizer:
+    return recipe.build_optimizer(SimpleNamespace(**options), model)
+
+
 def weights_of(model: nn.Module) -> Tensor:
     return torch.cat([parameter.detach().flatten().clone() for parameter in model.parameters()])
 
@@ -41,7 +47,7 @@ def step(model: nn.Module, criterion=None, lr: float = 1.0, precision=FP32, batc
     """Do one step of plain SGD; return its logits, losses and how the weights moved."""
     before, (images, labels) = weights_of(model), batch or make_batch()
     optimizer = torch.optim.SGD(model.parameters(), lr=lr)
-    criterion = criterion or engine.ClassificationLoss()
+    criterion = criterion or recipe.ClassificationLoss()
     logits, losses = engine.train_step(
         model, images, labels, criterion, optimizer, precision, **options
     )
@@ -73,11 +79,11 @@ def test_a_step_does_not_see_the_gradients_of_the_one_before():
 
 
 CRITERIA = {
-    "plain": engine.ClassificationLoss(),
-    "weighted": engine.ClassificationLoss(WEIGHT),
-    "smoothed": engine.ClassificationLoss(label_smoothing=0.1),
-    "focal": engine.ClassificationLoss(gamma=2.0),
-    "all": engine.ClassificationLoss(WEIGHT, 0.1, 2.0),
+    "plain": recipe.ClassificationLoss(),
+    "weighted": recipe.ClassificationLoss(WEIGHT),
+    "smoothed": recipe.ClassificationLoss(label_smoothing=0.1),
+    "focal": recipe.ClassificationLoss(gamma=2.0),
+    "all": recipe.ClassificationLoss(WEIGHT, 0.1, 2.0),
 }
 
 
@@ -99,11 +105,20 @@ def test_accumulated_parts_make_the_step_of_the_whole_batch(criterion, accumulat
     torch.testing.assert_close(weights_of(parts), weights_of(whole), rtol=0, atol=1e-6)
 
 
-def test_accumulation_never_holds_more_than_a_part():
-    sizes, model = [], make_model()
-    model.register_forward_hook(lambda module, inputs, output: sizes.append(len(inputs[0])))
-    step(model, accumulate=4)
-    assert sum(sizes) == 10 and max(sizes) == 3
+@pytest.mark.parametrize(
+    ("accumulate", "sizes"),
+    [(4, [3, 3, 2, 2]), (5, [2] * 5), (7, [2] * 5), (10, [2] * 5), (100, [2] * 5)],
+)
+def test_accumulation_makes_equal_parts_and_none_of_a_single_picture(accumulate, sizes):
+    found, model = [], make_model()
+    model.register_forward_hook(lambda module, inputs, output: found.append(len(inputs[0])))
+    step(model, accumulate=accumulate)
+    assert found == sizes
+
+
+def test_a_model_with_batch_norm_of_vectors_trains_in_parts():
+    model = nn.Sequential(nn.Flatten(), nn.Linear(192, 8), nn.BatchNorm1d(8), nn.Linear(8, 3))
+    assert step(model, accumulate=9, batch=make_batch(9))[2].isfinite().all()
 
 
 def test_a_last_batch_of_one_is_a_batch():
@@ -149,8 +164,8 @@ def test_a_frozen_layer_stays_and_the_others_learn():
     model = make_model()
     model[0].requires_grad_(False)
     frozen, free = weights_of(model[0]), weights_of(model[3])
-    optimizer = engine.build_optimizer(model, lr=0.1, weight_decay=0.5)
-    assert [len(group["params"]) for group in optimizer.param_groups] == [1, 1]
+    optimizer = build_optimizer(model, lr=0.1, weight_decay=0.5)
+    assert [len(group["params"]) for group in optimizer.param_groups] == [2, 2]  # frozen ones too
     for _ in range(3):
         engine.train_step(model, *make_batch(), CRITERIA["plain"], optimizer, FP32, clip_norm=1.0)
     assert torch.equal(weights_of(model[0]), frozen)
@@ -226,7 +241,7 @@ def test_an_evaluation_takes_a_generator_of_single_pictures():
 
 
 def test_an_evaluation_of_nothing_says_so():
-    with pytest.raises(ValueError, match="not one picture"):
+    with pytest.raises(ValueError, match="no picture"):
         engine.evaluate(nn.Linear(3, 2), [], FP32)
 
 
@@ -241,7 +256,7 @@ def make_logits(size: int = 12) -> tuple[Tensor, Tensor]:
 
 def test_the_loss_is_one_value_a_picture_and_weighs_exactly():
     logits, labels = make_logits()
-    losses = engine.ClassificationLoss(WEIGHT)(logits, labels)
+    losses = recipe.ClassificationLoss(WEIGHT)(logits, labels)
     assert losses.shape == (12,)
     expected = F.cross_entropy(logits, labels, WEIGHT, reduction="sum")
     torch.testing.assert_close(losses.sum(), expected)
@@ -252,34 +267,34 @@ def test_the_loss_is_one_value_a_picture_and_weighs_exactly():
 def test_smoothing_is_torchs_and_a_class_weight_multiplies_it():
     logits, labels = make_logits()
     smooth = F.cross_entropy(logits, labels, reduction="none", label_smoothing=0.1)
-    torch.testing.assert_close(engine.ClassificationLoss(None, 0.1)(logits, labels), smooth)
-    weighted = engine.ClassificationLoss(WEIGHT, 0.1)(logits, labels)
+    torch.testing.assert_close(recipe.ClassificationLoss(None, 0.1)(logits, labels), smooth)
+    weighted = recipe.ClassificationLoss(WEIGHT, 0.1)(logits, labels)
     torch.testing.assert_close(weighted, smooth * WEIGHT[labels])
 
 
 def test_focal_loss_with_gamma_0_is_cross_entropy_and_gamma_2_that_of_the_paper():
     logits, labels = make_logits()
     plain = F.cross_entropy(logits, labels, reduction="none")
-    torch.testing.assert_close(engine.ClassificationLoss(gamma=0.0)(logits, labels), plain)
+    torch.testing.assert_close(recipe.ClassificationLoss(gamma=0.0)(logits, labels), plain)
     sure = torch.tensor([[0.9, 0.1], [0.4, 0.6]]).log()  # P(true) = 0.9 and 0.4
-    losses = engine.ClassificationLoss(gamma=2.0)(sure, torch.tensor([0, 0]))
+    losses = recipe.ClassificationLoss(gamma=2.0)(sure, torch.tensor([0, 0]))
     expected = torch.tensor([-(0.1**2) * math.log(0.9), -(0.6**2) * math.log(0.4)])
     torch.testing.assert_close(losses, expected)
 
 
 def test_the_loss_of_bfloat16_logits_is_computed_in_float32():
     logits, labels = torch.tensor([[8.0, 0.0]], dtype=torch.bfloat16), torch.tensor([0])
-    losses = engine.ClassificationLoss()(logits, labels)
+    losses = recipe.ClassificationLoss()(logits, labels)
     assert losses.dtype == torch.float32
     assert losses.item() == pytest.approx(math.log1p(math.exp(-8)), rel=1e-3)
 
 
 def test_balanced_weights_let_every_class_count_as_much():
     counts = [30, 10, 2]
-    weights = engine.balanced_weights(counts)
+    weights = recipe.balanced_weights(counts)
     assert weights.tolist() == pytest.approx([42 / 90, 42 / 30, 7.0])
     assert (weights * torch.tensor(counts)).tolist() == pytest.approx([14.0] * 3)
-    assert engine.balanced_weights([5, 0]).isfinite().all()
+    assert recipe.balanced_weights([5, 0]).isfinite().all()
 
 
 # Optimizer and learning rate.
@@ -290,7 +305,7 @@ def test_weight_decay_shrinks_filters_and_matrices_but_not_biases_and_norms():
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
     for parameter in model.parameters():
         parameter.grad = torch.zeros_like(parameter)
-    engine.build_optimizer(model, lr=0.1, weight_decay=0.5).step()
+    build_optimizer(model, lr=0.1, weight_decay=0.5).step()
     decayed = {"0.weight", "3.weight"}
     assert len(before) == 6
     for name, parameter in model.named_parameters():
@@ -298,8 +313,16 @@ def test_weight_decay_shrinks_filters_and_matrices_but_not_biases_and_norms():
         torch.testing.assert_close(parameter.detach(), share * before[name])
 
 
+def lr_shares(schedule: str, warmup: float, *progress: float) -> list[float]:
+    opt = SimpleNamespace(lr=1.0, schedule=schedule, warmup=warmup, lr_decay=0.5)
+    return [recipe.learning_rate(opt, place, []) for place in progress]
+
+
+PERCENT = [step / 100 for step in range(101)]
+
+
 def test_one_cycle_starts_low_peaks_after_the_warm_up_and_ends_at_zero():
-    shares = [engine.lr_share("one_cycle", step / 100, warmup=0.2) for step in range(101)]
+    shares = lr_shares("one_cycle", 0.2, *PERCENT)
     assert shares[0] == pytest.approx(0.04)
     assert max(shares) == shares[20] == 1.0
     assert shares[60] == pytest.approx(0.5)
@@ -309,22 +332,116 @@ def test_one_cycle_starts_low_peaks_after_the_warm_up_and_ends_at_zero():
 
 
 def test_plateau_warms_up_and_stays():
-    shares = [engine.lr_share("plateau", step / 100, warmup=0.2) for step in range(101)]
+    shares = lr_shares("plateau", 0.2, *PERCENT)
     assert shares[0] == pytest.approx(0.04)
     assert shares[:21] == sorted({*shares[:21]})
     assert set(shares[20:]) == {1.0}
 
 
+def test_plateau_is_lowered_after_each_epoch_without_a_lower_val_loss():
+    opt = SimpleNamespace(lr=0.8, schedule="plateau", warmup=0.0, lr_decay=0.5)
+    history = [{"val_loss": loss} for loss in (3.0, 2.0, 2.0, 2.5, 1.0)]
+    rates = [recipe.learning_rate(opt, 0.5, history[:epochs]) for epochs in range(6)]
+    assert rates == [0.8, 0.8, 0.8, 0.4, 0.2, 0.2]
+
+
 @pytest.mark.parametrize("schedule", ["one_cycle", "plateau"])
 def test_a_run_may_be_all_warm_up_or_without(schedule):
-    assert engine.lr_share(schedule, 0.0, warmup=0.0) == 1.0
-    assert engine.lr_share(schedule, 0.5, warmup=1.0) == pytest.approx(0.52)
+    assert lr_shares(schedule, 0.0, 0.0) == [1.0]
+    assert lr_shares(schedule, 1.0, 0.5) == pytest.approx([0.52])
 
 
-def test_the_learning_rate_is_set_for_every_group():
-    optimizer = engine.build_optimizer(make_model(), lr=0.1, weight_decay=0.1)
-    engine.set_lr(optimizer, 0.025)
-    assert [group["lr"] for group in optimizer.param_groups] == [0.025, 0.025]
+def test_the_learning_rate_is_set_for_every_group_times_its_factor():
+    optimizer = build_optimizer(make_model(), lr=0.1, weight_decay=0.1)
+    optimizer.param_groups[1]["lr_factor"] = 0.1
+    recipe.set_lr(optimizer, 0.025)
+    assert [group["lr"] for group in optimizer.param_groups] == pytest.approx([0.025, 0.0025])
+
+
+def test_a_layer_that_is_frozen_at_the_start_learns_once_it_is_unfrozen():
+    model = make_model()
+    model[0].requires_grad_(False)
+    optimizer = build_optimizer(model, lr=0.1, weight_decay=0.5)
+    frozen = weights_of(model[0])
+    engine.train_step(model, *make_batch(), CRITERIA["plain"], optimizer, FP32)
+    assert torch.equal(weights_of(model[0]), frozen)
+    model[0].requires_grad_(True)
+    engine.train_step(model, *make_batch(), CRITERIA["plain"], optimizer, FP32)
+    assert (weights_of(model[0]) != frozen).all()
+
+
+# The guard.
+
+
+@pytest.mark.parametrize(
+    ("spoil", "words"),
+    [
+        (lambda model, images: model[0].weight.data.fill_(math.nan), "0.weight is not finite"),
+        (lambda model, images: images[3, 0, 0, 0].fill_(math.inf), "a picture is not finite"),
+        (
+            lambda model, images: model[0].weight.data.fill_(3e38),
+            "the output of 0 is not finite",
+        ),
+    ],
+)
+def test_an_update_that_is_not_finite_is_not_made_and_its_origin_is_named(spoil, words):
+    model, (images, labels) = make_model(), make_batch()
+    spoil(model, images)
+    before, optimizer = weights_of(model), build_optimizer(model, lr=0.1, weight_decay=0.1)
+    precision = Precision("fp32", CPU)
+    with pytest.raises(engine.NotFinite, match=words):
+        engine.train_step(
+            model, images, labels, CRITERIA["all"], optimizer, precision, accumulate=2
+        )
+    assert torch.equal(weights_of(model).nan_to_num(7.0), before.nan_to_num(7.0))
+    assert precision.updates == 0 and not optimizer.state
+
+
+class TakesRootOfZero(nn.Module):
+    """Its outputs are finite, the gradient of its weight is not."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(3, 3)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.linear(images.mean(dim=(2, 3))) + (0 * self.linear.weight[0]).sqrt()
+
+
+class IsInfinite(recipe.ClassificationLoss):
+    def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
+        return super().forward(logits, labels) / 0
+
+
+@pytest.mark.parametrize(
+    ("model", "criterion", "words"),
+    [
+        (TakesRootOfZero(), CRITERIA["plain"], "the gradient of linear.weight is not finite"),
+        (make_model(), IsInfinite(), "the loss is not finite"),  # of the criterion that is in use
+    ],
+)
+def test_a_gradient_or_a_loss_that_is_not_finite_is_told_from_an_output(model, criterion, words):
+    with pytest.raises(engine.NotFinite, match=words):
+        step(model, criterion)
+
+
+def test_without_the_guard_the_update_is_made():
+    model = TakesRootOfZero()
+    step(model, guard=False)
+    assert model.linear.weight.isnan().any()
+
+
+def test_a_step_leaves_no_hook_and_the_guard_changes_no_bit():
+    guarded, free = make_model(), make_model()
+    assert torch.equal(step(guarded, guard=True)[2], step(free, guard=False)[2])
+    assert not any(layer._forward_hooks or layer._forward_pre_hooks for layer in guarded.modules())
+
+
+@pytest.mark.parametrize(
+    ("checks", "guarded"), [("off", 0), ("start", START_STEPS), ("always", 1000)]
+)
+def test_the_option_checks_guards_no_step_the_first_ones_or_all(checks, guarded):
+    assert sum(guard_is_on(checks, steps) for steps in range(1000)) == guarded
 
 
 # Precision and device.
@@ -366,29 +483,33 @@ def test_only_instructions_for_bfloat16_make_it_native(monkeypatch):
         assert has_native_bf16(CPU) == native
 
 
+def chosen(use_gpu: bool) -> torch.device:
+    return set_up_device(use_gpu, "fp32", deterministic=False)[0]
+
+
 def test_the_cpu_is_used_where_no_accelerator_is_wanted_or_found(monkeypatch):
     monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda check_available: None)
-    assert pick_device(True) == pick_device(False) == CPU
+    assert chosen(True) == chosen(False) == CPU
     gpu = torch.device("cuda")
     monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda check_available: gpu)
-    assert pick_device(True) == gpu
-    assert pick_device(False) == CPU
+    assert chosen(True) == gpu
+    assert chosen(False) == CPU
 
 
 def test_deterministic_algorithms_are_on_where_asked_for():
     try:
-        pick_device(False, deterministic=True)
+        set_up_device(False, "fp32", deterministic=True)
         assert torch.are_deterministic_algorithms_enabled()
     finally:
-        pick_device(False, deterministic=False)
+        set_up_device(False, "fp32", deterministic=False)
     assert not torch.are_deterministic_algorithms_enabled()
 
 
 def test_a_cpu_keeps_the_memory_of_a_step_and_takes_tiny_numbers_for_zero():
     code = """
 import resource, torch
-from utils.device import pick_device
-pick_device(use_gpu=False)
+from utils.device import set_up_device
+set_up_device(use_gpu=False, precision="fp32", deterministic=False)
 print((torch.full((8,), 1e-30) * 1e-10).sum().item())
 def pages():
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt

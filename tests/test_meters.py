@@ -1,6 +1,5 @@
-"""Meters and metrics against numbers worked out by hand; torchnet's traps."""
+"""Meters against numbers worked out by hand; torchnet's traps."""
 
-import json
 import math
 
 import numpy as np
@@ -8,8 +7,6 @@ import pytest
 import torch
 
 from utils.meters import AverageMeter, ConfusionMeter
-from utils.metrics import as_text as text_of
-from utils.metrics import calibration_bins, summarize, wilson_interval, worst_mistakes
 
 # Mean and standard deviation.
 
@@ -103,89 +100,3 @@ def test_labels_out_of_range_are_refused_and_not_counted(label):
     with pytest.raises(ValueError, match="0 … 2"):
         meter.value()
     assert meter.value().sum() == 0
-
-
-# Metrics: P(dog) of six pictures, and what they are.
-
-P_DOG = torch.tensor([0.95, 0.17, 0.62, 0.36, 0.81, 0.73])
-LABELS = torch.tensor([1, 0, 0, 1, 1, 0])  # right, right, wrong, wrong, right, wrong
-LOGITS = torch.stack([1 - P_DOG, P_DOG], dim=1).log()
-
-
-def test_a_summary_has_the_numbers_worked_out_by_hand():
-    summary = summarize(LOGITS, LABELS)
-    assert summary["count"] == 6
-    assert summary["accuracy"] == pytest.approx(0.5)
-    assert summary["accuracy_interval"] == pytest.approx((0.187612, 0.812388), abs=1e-6)
-    # -(ln .95 + ln .83 + ln .38 + ln .36 + ln .81 + ln .27) / 6
-    assert summary["log_loss"] == pytest.approx(0.624485, abs=1e-6)
-    # (1 |.95 - 1| + 2 |.82 - 1| + 1 |.73 - 0| + 2 |.63 - 0|) / 6
-    assert summary["calibration_error"] == pytest.approx(0.4, abs=1e-6)
-    assert summary["confusion"] == [[1, 2], [1, 2]]
-    assert summary["precision"] == pytest.approx([1 / 2, 2 / 4])
-    assert summary["recall"] == pytest.approx([1 / 3, 2 / 3])
-    assert summary["f1"] == pytest.approx([2 / 5, 4 / 7])
-
-
-def test_a_summary_is_plain_and_the_same_for_shifted_and_bfloat16_logits():
-    summary = summarize(LOGITS, LABELS)
-    assert json.loads(json.dumps(summary))["confusion"] == [[1, 2], [1, 2]]
-    shifted = summarize(LOGITS + 3.0, LABELS)
-    assert shifted["log_loss"] == pytest.approx(summary["log_loss"], abs=1e-6)
-    rough = summarize(LOGITS.bfloat16(), LABELS)
-    assert rough["confusion"] == summary["confusion"]
-    assert rough["log_loss"] == pytest.approx(summary["log_loss"], rel=0.01)
-
-
-def test_a_class_that_is_never_taken_or_never_there_scores_zero():
-    summary = summarize(scores(0, 0, 0), torch.tensor([0, 0, 1]))
-    assert summary["precision"] == pytest.approx([2 / 3, 0, 0])
-    assert summary["recall"] == pytest.approx([1, 0, 0])
-    assert summary["f1"] == pytest.approx([0.8, 0, 0])
-
-
-def test_one_picture_can_be_measured():
-    summary = summarize(LOGITS[:1], LABELS[:1])
-    assert summary["accuracy"] == 1.0
-    assert summary["calibration_error"] == pytest.approx(0.05)
-
-
-@pytest.mark.parametrize(
-    ("right", "count", "interval"),
-    [
-        (3, 5, (0.230720, 0.882382)),
-        (10, 10, (0.722460, 1.0)),
-        (0, 10, (0.0, 0.277540)),
-        (950, 1000, (0.934682, 0.961872)),
-    ],
-)
-def test_wilsons_interval(right, count, interval):
-    assert wilson_interval(right, count) == pytest.approx(interval, abs=2e-5)
-
-
-def test_bins_of_confidence_hold_every_picture_once_even_the_surest():
-    assert calibration_bins(LOGITS, LABELS) == [
-        (2, pytest.approx(0.63), 0.0),
-        (1, pytest.approx(0.73), 0.0),
-        (2, pytest.approx(0.82), 1.0),
-        (1, pytest.approx(0.95), 1.0),
-    ]
-    assert calibration_bins(torch.tensor([[0.0, 99.0]]), torch.tensor([1])) == [(1, 1.0, 1.0)]
-
-
-def test_the_worst_mistakes_come_surest_first():
-    expected = [(5, 1, 0.73), (3, 0, 0.64), (2, 1, 0.62)]
-    for count in (2, 3, 10):
-        found = worst_mistakes(LOGITS, LABELS, count)
-        assert [row[:2] for row in found] == [row[:2] for row in expected[:count]]
-        assert [row[2] for row in found] == pytest.approx([row[2] for row in expected[:count]])
-    assert worst_mistakes(LOGITS[:2], LABELS[:2], 5) == []
-
-
-def test_a_summary_as_text_names_every_class_and_number():
-    lines = text_of(summarize(LOGITS, LABELS), ("cat", "dog")).splitlines()
-    assert "50.00% of 6 pictures (95 % interval 18.76% … 81.24%)" in lines[0]
-    assert lines[1].split() == ["log-loss", "0.6245"]
-    assert lines[2].split() == ["calibration", "error", "0.4000"]
-    assert lines[-2].split() == ["cat", "1", "2", "0.5000", "0.3333", "0.4000"]
-    assert lines[-1].split() == ["dog", "1", "2", "0.5000", "0.6667", "0.5714"]

@@ -4,6 +4,7 @@ import copy
 import math
 import re
 import unittest
+from types import SimpleNamespace
 from urllib.error import URLError
 
 import pytest
@@ -13,9 +14,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import models
+from config import DefaultConfig
 from models.basic_module import BasicModule
 from tests.templates import ModelTestsMixin
-from utils.checkpoint import CheckpointError
+from utils.checkpoint import CheckpointError, load_file, load_weights
 from utils.options import imported_names
 
 NAMES = imported_names("models")  # what --model takes
@@ -25,7 +27,8 @@ CALLS = {"SqueezeNet": lambda model, images: model.features(images), "ResNet34":
 
 def make_model(name: str, num_classes: int = 2, seed: int = 0, **options) -> BasicModule:
     torch.manual_seed(seed)
-    return getattr(models, name)(num_classes=num_classes, **options)
+    opt = SimpleNamespace(model=name, dropout=options.get("dropout", 0.1))
+    return models.new(opt, num_classes)
 
 
 def theirs_of(name: str, num_classes: int = 2, seed: int = 3) -> nn.Module:
@@ -51,7 +54,7 @@ def assert_same_state(model: nn.Module, expected: dict[str, Tensor]) -> None:
 
 # A model gets these tests by its import line in models/__init__.py.
 for name in NAMES:
-    facts = {"make_model": lambda self, k, name=name: getattr(models, name)(k, dropout=0.2)}
+    facts = {"make_model": lambda self, num_classes, name=name: make_model(name, num_classes)}
     case = type(f"Test{name}", (unittest.TestCase, ModelTestsMixin), facts)
     globals()[case.__name__] = case
 del case
@@ -72,7 +75,7 @@ def test_parameters_are_as_many_as_torchvisions(name, num_classes):
 @pytest.mark.parametrize("name", TORCHVISION)
 def test_torchvisions_weights_compute_what_they_compute_there(name):
     theirs, ours, images = theirs_of(name), make_model(name).eval(), noise(side=70)
-    ours.load_weights(theirs.state_dict())
+    load_weights(ours, theirs.state_dict(), source="elsewhere")
     with torch.no_grad():
         expected, found = CALLS[name](theirs, images), CALLS[name](ours, images)
     assert expected.std() > 0.01
@@ -82,7 +85,7 @@ def test_torchvisions_weights_compute_what_they_compute_there(name):
 @torch.no_grad()
 def test_squeezenet_differs_from_torchvision_by_bypass_and_last_relu_alone():
     theirs, ours, images = theirs_of("SqueezeNet"), make_model("SqueezeNet").eval(), noise()
-    ours.load_weights(theirs.state_dict())
+    load_weights(ours, theirs.state_dict(), source="elsewhere")
     with_bypass = copy.deepcopy(ours)
     with_bypass.set_extra_state(torch.tensor(True))
     assert not torch.allclose(with_bypass.features(images), theirs.features(images), rtol=0.1)
@@ -110,87 +113,13 @@ def test_any_size_from_64_up_works_for_a_batch_of_one(name, side):
 
 # Weights from elsewhere.
 
-BOOK_RENAMES = [  # from our names to those of the book's ResNet34
-    (r"^conv1\.", "pre.0."),
-    (r"^bn1\.", "pre.1."),
-    (r"\.conv1\.", ".left.0."),
-    (r"\.bn1\.", ".left.1."),
-    (r"\.conv2\.", ".left.3."),
-    (r"\.bn2\.", ".left.4."),
-    (r"\.downsample\.", ".right."),
-]
 
-
-def as_the_book_names(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    for ours, books in BOOK_RENAMES:
-        state = {re.sub(ours, books, name): value for name, value in state.items()}
-    return state
-
-
-class BookBlock(nn.Module):
-    """The book's residual block: `left`, and `right` for the first block of every stage."""
-
-    def __init__(self, channels_in: int, channels: int, stride: int, first: bool) -> None:
-        super().__init__()
-        self.left = nn.Sequential(
-            nn.Conv2d(channels_in, channels, 3, stride, 1, bias=False),
-            nn.BatchNorm2d(channels),
-            nn.ReLU(),
-            nn.Conv2d(channels, channels, 3, 1, 1, bias=False),
-            nn.BatchNorm2d(channels),
-        )
-        self.right = nn.Sequential()
-        if first:
-            filters = nn.Conv2d(channels_in, channels, 1, stride, bias=False)
-            self.right = nn.Sequential(filters, nn.BatchNorm2d(channels))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return F.relu(self.left(x) + self.right(x))
-
-
-def book_resnet34() -> nn.Module:
-    """Build the book's ResNet34, whose first stage too begins with a filter on the shortcut."""
-    torch.manual_seed(5)
-    stages, channels_in = {}, 64
-    for number, (channels, blocks) in enumerate([(64, 3), (128, 4), (256, 6), (512, 3)], start=1):
-        stages[f"layer{number}"] = nn.Sequential(
-            BookBlock(channels_in, channels, 1 if number == 1 else 2, True),
-            *[BookBlock(channels, channels, 1, False) for _ in range(blocks - 1)],
-        )
-        channels_in = channels
-    pre = [nn.Conv2d(3, 64, 7, 2, 3, bias=False), nn.BatchNorm2d(64), nn.ReLU()]
-    model = nn.ModuleDict({"pre": nn.Sequential(*pre, nn.MaxPool2d(3, 2, 1)), **stages})
-    model["fc"] = nn.Linear(512, 2)
-    return model
-
-
-@torch.no_grad()
-def test_a_file_of_the_books_resnet34_gives_the_books_answers(tmp_path):
-    book, images = book_resnet34().eval(), noise()
-    x = images
-    for stage in ("pre", "layer1", "layer2", "layer3", "layer4"):
-        x = book[stage](x)
-    expected = book["fc"](x.mean(dim=(2, 3)))
-    torch.save(book.state_dict(), tmp_path / "book.pth")
-    ours = make_model("ResNet34").load(tmp_path / "book.pth").eval()
-    torch.testing.assert_close(ours(images), expected)
-
-    again = make_model("ResNet34", seed=1)  # it can be saved and loaded as any other
-    assert_same_state(again.load(ours.save(tmp_path / "ours.pth")), ours.state_dict())
-    ours.load_weights(make_model("ResNet34", seed=2).state_dict())  # and takes usual weights again
-    assert_same_state(ours, make_model("ResNet34", seed=2).state_dict())
-
-
-def test_resnet34_takes_the_books_names_and_dataparallels():
-    theirs = theirs_of("ResNet34")
-    for state in (
-        as_the_book_names(theirs.state_dict()),
-        {f"module.{name}": value for name, value in theirs.state_dict().items()},
-    ):
-        assert "conv1.weight" not in state
-        ours = make_model("ResNet34")
-        ours.load_weights(state)
-        assert_same_state(ours, theirs.state_dict())
+@pytest.mark.parametrize("wrapper", ["module", "model", "_orig_mod"])
+def test_names_as_dataparallel_the_book_and_compile_write_them_are_taken(wrapper):
+    theirs, ours = theirs_of("ResNet34"), make_model("ResNet34")
+    state = {f"{wrapper}.{name}": value for name, value in theirs.state_dict().items()}
+    load_weights(ours, state, source="elsewhere")
+    assert_same_state(ours, theirs.state_dict())
 
 
 def test_squeezenet_takes_a_file_of_the_book(tmp_path):
@@ -217,7 +146,7 @@ def test_a_file_from_before_batchnorm_counted_batches_loads():
     old = {n: v for n, v in state.items() if not n.endswith("num_batches_tracked")}
     assert len(state) == 218 and len(old) == 182
     ours = make_model("ResNet34")
-    ours.load_weights(old)
+    load_weights(ours, old, source="elsewhere")
     assert_same_state(ours, state)
 
 
@@ -252,17 +181,12 @@ def one_missing() -> dict[str, Tensor]:
             [r"conv1.weight is missing there, \(64, 3, 7, 7\) here \(and \d+ more\)"],
         ),
         (
-            "ResNet34",
-            lambda: book_resnet34().state_dict() | {"fc.bias": torch.zeros(3)},
-            [r"fc.bias is \(3,\) there, \(2,\) here;"],
-        ),
-        (
             "SqueezeNet",
             lambda: {"epoch": 3, "features.0.bias": "no tensor"},
             [r"features.0.weight is missing there", r"more"],
         ),
     ],
-    ids=["shape", "missing", "classes", "classes-resnet", "other-model", "book", "no-tensors"],
+    ids=["shape", "missing", "classes", "classes-resnet", "other-model", "no-tensors"],
 )
 def test_weights_that_do_not_fit_are_named_and_change_nothing(name, make_state, words, tmp_path):
     torch.save(make_state(), tmp_path / "wrong.pth")
@@ -361,3 +285,38 @@ def test_a_saved_file_is_a_bare_state_dict_that_torch_reads_safely(tmp_path):
     model = make_model("SqueezeNet")
     state = torch.load(model.save(tmp_path / "a" / "b.pth"), weights_only=True)
     assert_same_state(model, state)
+
+
+# A class of one's own.
+
+
+class PlainModule(nn.Module):
+    """A model without BasicModule and without dropout."""
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__()
+        self.head = nn.Linear(3, num_classes)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.head(images.mean(dim=(2, 3)))
+
+
+def test_a_plain_module_given_as_a_class_is_built_saved_and_loaded(tmp_path):
+    opt = DefaultConfig(model=PlainModule)
+    assert opt.model == "PlainModule"
+    model, other = models.build(opt, 3), models.new(opt, 3)
+    torch.save(model.state_dict(), tmp_path / "plain.pth")
+    load_file(other, tmp_path / "plain.pth")
+    assert_same_state(other, model.state_dict())
+    with pytest.raises(CheckpointError, match=r"plain.pth does not fit PlainModule: head.weight"):
+        load_file(models.new(opt, 4), tmp_path / "plain.pth")
+
+
+def test_the_seed_decides_the_new_weights_and_a_resumed_run_loads_no_file(tmp_path):
+    opt = DefaultConfig(model=PlainModule, seed=3, load_model_path=None)
+    one, other = models.build(opt, 2), models.build(opt, 2)
+    assert_same_state(one, other.state_dict())
+    opt.load_model_path = str(tmp_path / "gone.pth")
+    assert_same_state(models.build(opt, 2, load=False), one.state_dict())
+    with pytest.raises(CheckpointError, match=r"gone\.pth does not exist"):
+        models.build(opt, 2)

@@ -13,18 +13,22 @@ import torch
 
 import main
 from tests.crash.__main__ import Trials, differences, finished_run
+from tests.drawings import draw_set
+from tests.helpers import PRECISION, SMALL, as_words
 from utils import checkpoint
 from utils.options import UsageError
-from utils.runs import Disk
-from utils.signals import Stop, Stopped
+from utils.signals import Stopped, StopRequest
 
-SMALL = {"image_size": 64, "batch_size": 8, "num_workers": 0, "visdom_port": 1, "debug_file": None}
+SMALL = SMALL | {"batch_size": 8}
 
 
 @pytest.fixture(scope="module")
 def trials(pictures, tmp_path_factory) -> Trials:
     return Trials(
-        tmp_path_factory.mktemp("trials"), pictures / "train", seed=random.randrange(10**9)
+        tmp_path_factory.mktemp("trials"),
+        pictures / "train",
+        seed=random.randrange(10**9),
+        precision=PRECISION,
     )
 
 
@@ -97,30 +101,9 @@ def test_a_write_that_fails_leaves_the_file_that_was_there(tmp_path, monkeypatch
     assert os.listdir(tmp_path) == ["last.pth"]
 
 
-def test_a_disk_warns_once_a_cause_and_forgets_when_a_later_write_succeeds(tmp_path):
-    lines = []
-    disk = Disk(lines.append)
-    for _ in range(3):
-        with disk(tmp_path / "a"):
-            raise OSError(28, "No space left on device")
-    assert len(lines) == 1
-    with pytest.raises(OSError, match="not all on the disk"):
-        disk.raise_failures()
-    with disk(tmp_path / "a"):
-        pass
-    disk.raise_failures()
-
-
-def train_command(pictures: Path, root: Path, *options: str) -> list[str]:
-    command = [
-        sys.executable,
-        str(Path(main.__file__)),
-        "train",
-        "--max-epoch=2",
-        "--num-workers=0",
-    ]
-    command += ["--image-size=64", "--visdom-port=1", "--batch-size=8", *options]
-    return [*command, f"--train-data-root={pictures / 'train'}", f"--checkpoint-root={root}"]
+def train_command(pictures: Path, root: Path, **options) -> list[str]:
+    given = {"train_data_root": pictures / "train", "checkpoint_root": root, "max_epoch": 2}
+    return [sys.executable, main.__file__, "train", *as_words(SMALL | given | options)]
 
 
 def test_a_file_size_limit_costs_a_warning_and_the_exit_code(pictures, tmp_path):
@@ -147,7 +130,7 @@ def test_a_disk_that_fills_up_keeps_the_last_good_checkpoint(pictures, tmp_path)
     try:
         (mount / "filler").write_bytes(bytes(34 << 20))  # room for two checkpoints, not for three
         result = subprocess.run(
-            train_command(pictures, mount / "runs", "--save-minutes=0.0001"),
+            train_command(pictures, mount / "runs", save_minutes=0.0001),
             capture_output=True,
             text=True,
         )
@@ -234,9 +217,7 @@ def test_a_resume_names_the_options_that_would_change_the_result(straight, optio
 
 
 def test_other_pictures_than_the_run_began_with_are_refused(straight, tmp_path):
-    from data.prepare import prepare_demo
-
-    prepare_demo(tmp_path / "other", count=20)
+    draw_set(tmp_path / "other", count=20)
     with pytest.raises((UsageError, checkpoint.CheckpointError), match="--allow-changes"):
         main.train(resume=str(straight), train_data_root=str(tmp_path / "other" / "train"))
 
@@ -259,8 +240,8 @@ def test_what_a_killed_run_left_half_written_is_gone_after_the_next_start(straig
 def test_a_second_ctrl_c_ends_at_once():
     code = """
 import os, signal
-from utils.signals import Stop
-with Stop():
+from utils.signals import StopRequest
+with StopRequest():
     for number in (1, 2):
         os.kill(os.getpid(), signal.SIGINT)
         print("after", number, flush=True)
@@ -273,11 +254,11 @@ with Stop():
 
 
 def test_what_fails_after_a_signal_is_not_taken_for_a_failure():
-    with pytest.raises(Stopped) as stopped, Stop():
+    with pytest.raises(Stopped) as stopped, StopRequest():
         os.kill(os.getpid(), signal.SIGTERM)
         raise RuntimeError("DataLoader worker exited unexpectedly")  # the signal was its group's
     assert stopped.value.exit_code == 143
-    with pytest.raises(RuntimeError), Stop():
+    with pytest.raises(RuntimeError), StopRequest():
         raise RuntimeError("something else")
 
 
@@ -291,7 +272,7 @@ def test_two_processes_do_not_share_a_run(straight):
     )
     try:
         assert other.stdout.readline() == "locked\n"
-        with pytest.raises(OSError, match="belongs to a run that is going on now"):
+        with pytest.raises(OSError, match="another process is training in"):
             main.train(resume=str(straight), max_epoch=3)
     finally:
         other.kill()
@@ -317,7 +298,7 @@ def test_a_resume_that_may_change_options_trains_with_the_new_ones(pictures, tmp
     run = main.train(max_epoch=1, **options)
     main.train(resume=run, allow_changes=True, max_epoch=2, weight_decay=0, precision="fp16")
     saved = checkpoint.read(run / "last.pth")
-    assert saved["options"]["weight_decay"] == 0 and saved["scaler"]["scale"] > 0
+    assert saved["options"]["weight_decay"] == 0 and saved["amp"]["scale"] > 0
     groups = saved["optimizer"]["param_groups"]
     assert [group["weight_decay"] for group in groups] == [0, 0]
     assert saved["optimizer"]["state"][0]["step"] > 6  # the moments go on

@@ -10,8 +10,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-# `python -m visdom.server` fetches its page's scripts from public servers first; this does not.
-# visdom 0.3 takes another port where the given one is in use, so the server says which it got.
+# `python -m visdom.server` first downloads the scripts of its page; this server does not.
+# visdom 0.3 takes another port if the given one is in use, so the server prints its port.
 SERVER = """
 import sys
 from visdom.server.run_server import start_server
@@ -30,7 +30,7 @@ start_server(
 def visdom_server(timeout: float = 60) -> Iterator[int]:
     """Yield the port of a fresh server once it listens; kill the server at the end.
 
-    Raises RuntimeError with the server's last words where it does not start in `timeout` seconds.
+    Raises RuntimeError with the end of its log if it does not start within `timeout` seconds.
     """
     with socket.create_server(("127.0.0.1", 0)) as probe:
         free_port = probe.getsockname()[1]

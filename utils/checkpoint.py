@@ -1,7 +1,7 @@
-"""Checkpoint files: whole or not there, never silently damaged, never executing what is in them.
+"""Checkpoint files: always whole, never damaged unnoticed, never executing what is in them.
 
-A file is what torch.save writes, so that torch.load reads it anywhere, with a SHA-256 of all of it
-in the archive's comment. The one before is kept beside it.
+A file is what torch.save writes, so that torch.load reads it anywhere, with a SHA-256 of its
+contents in the comment that may end a zip archive.
 """
 
 import copy
@@ -9,21 +9,26 @@ import hashlib
 import io
 import os
 import pickle
+import re
 import struct
-import time
 import warnings
 import zipfile
+from collections import OrderedDict
 from collections.abc import Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
+import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm import tqdm
 
-MARK = b"sha256:"
-SEAL_SIZE = len(MARK) + 64  # the mark and 64 hexadecimal digits
+from utils.files import previous, replace_file
+
+DIGEST_MARK = b"sha256:"
+COMMENT_SIZE = len(DIGEST_MARK) + 64  # the mark and 64 hexadecimal digits
+# What DataParallel, the book's models and torch.compile put before a parameter's name.
+WRAPPER = re.compile(r"^(module|model|_orig_mod)\.")
 
 
 class CheckpointError(RuntimeError):
@@ -31,70 +36,62 @@ class CheckpointError(RuntimeError):
 
 
 def write(path: str | Path, contents: Mapping[str, Any], keep_previous: bool = False) -> Path:
-    """Write tensors and plain values so that a kill at any moment leaves a whole file.
-
-    A temporary file beside it is flushed to the disk and then takes its place; `keep_previous`
-    leaves the file that was there before as `previous(path)`. An OSError leaves all as it was.
-    """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
-        with open(temporary, "wb") as file:
-            file.write(seal(contents).getbuffer())
-            file.flush()
-            os.fsync(file.fileno())
-        if keep_previous and path.exists():
-            os.replace(path, previous(path))
-        os.replace(temporary, path)
-        sync_folder(path.parent)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    return path
-
-
-def previous(path: Path) -> Path:
-    """Where the file that `path` replaced is kept: last.pth has last.previous.pth."""
-    return path.with_suffix(f".previous{path.suffix}")
-
-
-def seal(contents: Mapping[str, Any]) -> io.BytesIO:
-    """Serialize, with the digest as the comment that ends a zip archive."""
+    """Write what `plain_copy` has returned; the file is whole at any moment (see replace_file)."""
     file = io.BytesIO()
     torch.save(dict(contents), file)
+    add_digest(file)
+    replace_file(path, lambda target: target.write(file.getbuffer()), keep_previous)
+    return Path(path)
+
+
+def add_digest(file: BinaryIO) -> None:
+    """Add a digest of the zip archive `file` as its comment."""
     file.seek(-2, os.SEEK_END)
-    file.write(struct.pack("<H", SEAL_SIZE))  # the comment's length
-    file.write(MARK + hashlib.sha256(file.getbuffer()).hexdigest().encode())
-    return file
+    file.write(struct.pack("<H", COMMENT_SIZE))  # the length of the comment
+    file.write(DIGEST_MARK + hashlib.sha256(file.getbuffer()).hexdigest().encode())
 
 
-def sync_folder(folder: Path) -> None:
-    """Make the renaming itself outlive a power cut (Windows has no such call, nor the need)."""
-    if os.name == "posix":
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+def plain_copy(value: Any, name: str = "checkpoint") -> Any:
+    """Copy nested dicts and lists; tensors come to the CPU, NumPy's values become Python's.
+
+    Raises TypeError, with its name, for a value that torch.load would not read back safely.
+    """
+    if isinstance(value, Tensor):
+        return value.detach().to("cpu", copy=True)
+    if isinstance(value, Mapping):
+        same = copy.copy(value) if isinstance(value, OrderedDict) else {}  # it may have attributes
+        same.update(
+            (plain_copy(key), plain_copy(item, f"{name}[{key!r}]")) for key, item in value.items()
+        )
+        return same
+    if isinstance(value, list | tuple):
+        items = [plain_copy(item, f"{name}[{number}]") for number, item in enumerate(value)]
+        return items if isinstance(value, list) else tuple(items)
+    if isinstance(value, np.ndarray | np.generic):
+        return value.tolist()
+    if isinstance(value, Path):
+        return str(value)
+    if value is None or type(value) in (str, bool, int, float):
+        return value
+    raise TypeError(f"{name} is a {type(value).__name__}; a checkpoint takes plain values only")
 
 
-def read(path: str | Path, sealed: bool = False) -> dict[str, Any]:
+def read(path: str | Path, digest_required: bool = False) -> dict[str, Any]:
     """Read a checkpoint or a bare state dict onto the CPU; CheckpointError for anything else.
 
-    sealed: refuse a file without a digest, such as a bare state dict.
+    digest_required: refuse a file without a digest, such as a bare state dict.
     """
     path = Path(path)
     try:
-        check_seal(path, sealed)
-        check_archive(path)
-        with warnings.catch_warnings(action="ignore"):  # torch wonders aloud at an odd file
+        compare_digest(path, digest_required)
+        refuse_compressed(path)
+        with warnings.catch_warnings(action="ignore"):  # torch's warnings of an odd file
             contents = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise CheckpointError(f"{path} does not exist") from None
-    except Exception as error:  # whatever the bytes of a stranger's file make a reader raise
+    except Exception as error:  # a stranger's file can make a reader raise anything
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        if isinstance(error, pickle.UnpicklingError):  # torch's own words advise to run its code
+        if isinstance(error, pickle.UnpicklingError):  # torch's message advises to run its code
             reason = "it is damaged, or holds more than tensors and plain values"
         raise CheckpointError(f"{path} is not a readable checkpoint: {reason}") from error
     if not isinstance(contents, Mapping):
@@ -102,45 +99,45 @@ def read(path: str | Path, sealed: bool = False) -> dict[str, Any]:
     return dict(contents)
 
 
-def check_seal(path: Path, sealed: bool) -> None:
-    """Compare the file with its digest, if it has one; ValueError if they differ."""
-    body = path.stat().st_size - SEAL_SIZE
+def compare_digest(path: Path, required: bool) -> None:
+    """Raise ValueError if the contents of the file do not match its digest."""
+    unread = path.stat().st_size - COMMENT_SIZE
     with open(path, "rb") as file:
-        file.seek(max(body, 0))
-        mark, digest = file.read(len(MARK)), file.read()
-        if mark != MARK and not sealed:
+        file.seek(max(unread, 0))
+        mark, digest = file.read(len(DIGEST_MARK)), file.read()
+        if mark != DIGEST_MARK and not required:
             return
         file.seek(0)
         hasher = hashlib.sha256()
-        while body > 0 and (block := file.read(min(body, 1 << 20))):
+        while unread > 0 and (block := file.read(min(unread, 1 << 20))):
             hasher.update(block)
-            body -= len(block)
-    if mark != MARK or digest != hasher.hexdigest().encode():
+            unread -= len(block)
+    if mark != DIGEST_MARK or digest != hasher.hexdigest().encode():
         raise ValueError("it is damaged, its contents do not match its SHA-256")
 
 
-def check_archive(path: Path) -> None:
-    """ValueError for a zip archive that would unpack to more than it takes on the disk."""
+def refuse_compressed(path: Path) -> None:
+    """Raise ValueError for a zip archive that would unpack to more than it takes on the disk."""
     if zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as archive:
             if any(entry.compress_type for entry in archive.infolist()):
-                raise ValueError("it is compressed, as torch.save never does it")
+                raise ValueError("it is compressed, which torch.save never does")
 
 
 def read_newest(path: Path) -> dict[str, Any]:
-    """Read a checkpoint of a run, or the one before where the newest is damaged or missing."""
+    """Read a run's checkpoint, or the previous one if the newest is damaged or missing."""
     try:
-        return read(path, sealed=True)
+        return read(path, digest_required=True)
     except CheckpointError as error:
         if not previous(path).exists():
             raise
         if path.exists():  # else a kill came between the two renamings, and nothing is wrong
             tqdm.write(f"{error}; going on from {previous(path).name}")
-        return read(previous(path), sealed=True)
+        return read(previous(path), digest_required=True)
 
 
 def locate(path: str | Path) -> Path:
-    """Find the checkpoint meant by a run folder (its best, else its last) or by a file."""
+    """Return the checkpoint that a run's folder (its best, else its last) or a file stands for."""
     path = Path(path)
     if not path.is_dir():
         return path
@@ -150,89 +147,32 @@ def locate(path: str | Path) -> Path:
     raise CheckpointError(f"{path} has neither best.pth nor last.pth in it")
 
 
-class Keeper:
-    """Keeps a run's last.pth: `with Keeper(...) as keeper:` around the loops.
+def load_file(model: nn.Module, path: str | Path) -> None:
+    """Load the weights of a state dict or of a checkpoint that `train` has written."""
+    contents = read(path)
+    load_weights(model, contents.get("model", contents), source=path)
 
-    `reached` tells it where the run is; there it saves every `minutes`, and on the way out when a
-    signal or another exception ends the run, unless the weights have been touched since: from the
-    middle of a step there is no going on. The loop waits for a copy in memory, a thread for the
-    disk; a disk that refuses costs a warning, not the run.
+
+def load_weights(model: nn.Module, state: Mapping[str, Tensor], source: str | Path) -> None:
+    """Load all weights of a state dict, or raise CheckpointError and change nothing.
+
+    source: where they come from, for the message.
     """
-
-    def __init__(
-        self,
-        path: Path,
-        live: Mapping[str, Any],
-        facts: Mapping[str, Any],
-        minutes: float,
-        stop: Any,
-        disk: Any,
-    ) -> None:
-        self.path, self.live, self.facts, self.seconds = path, live, facts, 60 * minutes
-        self.stop, self.disk = stop, disk
-        self.place: dict[str, Any] = {}
-        self.saved_at = time.monotonic()
-        self.thread = ThreadPoolExecutor(max_workers=1)
-        self.writing: Future = self.thread.submit(int)
-
-    def restore(self, saved: Mapping[str, Any]) -> tuple[int, int, list]:
-        """Put the live objects where `saved` has them: epoch, step and history to go on with."""
-        if saved:
-            for name, item in self.live.items():
-                if saved[name]:  # a scaler that had nothing to do has nothing to tell
-                    item.load_state_dict(saved[name])
-        place = {"epoch": 0, "step": 0, "history": []}
-        place = {name: saved.get(name, value) for name, value in place.items()}
-        self.reached(**place)
-        return tuple(place.values())
-
-    def reached(self, *files: Path, **place: Any) -> None:
-        """Note the place, save it to `files` or when it is due, and raise Stopped if asked to."""
-        self.place, self.touched = place, self._touches()
-        if files or time.monotonic() - self.saved_at > self.seconds:
-            self.save(*files or [self.path])
-        self.stop.check()
-
-    def save(self, *paths: Path) -> None:
-        """Copy the live objects, by their `state_dict` where they have one, and the place."""
-        contents = {
-            name: copied(item.state_dict() if hasattr(item, "state_dict") else item)
-            for name, item in {**self.live, **self.facts, **self.place}.items()
-        }
-        self.wait()
-        self.writing = self.thread.submit(self._write, contents, paths)
-        self.saved_at = time.monotonic()
-
-    def wait(self) -> None:
-        """Until what is saved is on the disk."""
-        self.writing.result()
-
-    def _write(self, contents: Mapping[str, Any], paths: tuple[Path, ...]) -> None:
-        for path in paths:
-            with self.disk(path):
-                write(path, contents, keep_previous=path == self.path)
-
-    def _touches(self) -> int:
-        """Count the writes to all parameters and buffers so far."""
-        model = self.live["model"]
-        return sum(tensor._version for tensor in [*model.parameters(), *model.buffers()])
-
-    def __enter__(self) -> "Keeper":
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, *_: Any) -> None:
-        if kind and self.place and self.touched == self._touches():
-            self.save(self.path)
-        self.wait()
-        self.thread.shutdown()
-
-
-def copied(item: Any) -> Any:
-    """Copy to the CPU what a state dict is made of: tensors, alone or in dicts and lists."""
-    if isinstance(item, Tensor):
-        return item.detach().to("cpu", copy=True)
-    if isinstance(item, dict):
-        same = copy.copy(item)  # with the layers' versions, which a state dict has as attribute
-        same.update((name, copied(value)) for name, value in item.items())
-        return same
-    return [copied(value) for value in item] if isinstance(item, list) else item
+    own = model.state_dict()
+    # torchvision's and other old files do not have the batch counters of BatchNorm.
+    counters = {n: torch.zeros_like(v) for n, v in own.items() if n.endswith("_tracked")}
+    state = counters | {n if n in own else WRAPPER.sub("", n): v for n, v in state.items()}
+    shapes = {name: tuple(getattr(value, "shape", ())) for name, value in own.items()}
+    found = {name: tuple(getattr(value, "shape", ())) for name, value in state.items()}
+    wrong = [
+        f"{name} is {found.get(name, 'missing')} there, {shapes.get(name, 'unknown')} here"
+        for name in shapes | found
+        if shapes.get(name) != found.get(name) and not name.endswith("_extra_state")
+    ]
+    if wrong:
+        more = f" (and {len(wrong) - 1} more)" if len(wrong) > 1 else ""
+        raise CheckpointError(
+            f"{source} does not fit {type(model).__name__}: {wrong[0]}{more}; "
+            "give the model and the classes it was saved with"
+        )
+    model.load_state_dict(state)

@@ -10,15 +10,15 @@ from tqdm import tqdm
 
 
 def pause_if_asked(debug_file: str | None) -> None:
-    """Open ipdb in the caller's frame if the user has touched `debug_file`; the file is consumed.
+    """Open ipdb in the caller's frame if the user has touched `debug_file`, and delete that file.
 
-    `c` goes on, `q` ends the run. Without a terminal it says so and the run goes on.
+    `c` continues, `q` ends the run. Without a terminal the run goes on and says so.
     """
-    if debug_file is None or not asked(debug_file):
+    if debug_file is None or not is_own_file(debug_file):
         return
     try:
         Path(debug_file).unlink()
-    except OSError:  # gone already, or not to be removed: it would stop every step from now on
+    except OSError:  # it cannot be deleted, so it would stop each step from now on
         return
     streams = (sys.stdin, sys.stdout)  # None where the caller has closed them
     if not all(stream is not None and stream.isatty() for stream in streams):
@@ -33,13 +33,13 @@ def pause_if_asked(debug_file: str | None) -> None:
         ipdb.set_trace(frame)
 
 
-def asked(debug_file: str) -> bool:
-    """Whether the file is there, a regular one, the user's own, and no one else could write it.
+def is_own_file(path: str) -> bool:
+    """Return whether a regular file of the user is there that nobody else can write.
 
-    Its usual folder, /tmp, is open to all: a file or link of somebody else must not stop a run.
+    Everybody can write to /tmp: a file or link of somebody else must not stop a run.
     """
     try:
-        status = os.lstat(debug_file)
+        status = os.lstat(path)
     except OSError:
         return False
     mine = not hasattr(os, "getuid") or status.st_uid == os.getuid()

@@ -1,45 +1,51 @@
-"""Where the model computes, in which numbers, and what makes a CPU fast at it."""
+"""Where the model computes, in which numbers, and the settings that make a CPU fast."""
 
 import ctypes
 import os
 from contextlib import suppress
+from typing import Any
 
 import torch
+from torch.optim import Optimizer
 
 
-def pick_device(use_gpu: bool, deterministic: bool = False) -> torch.device:
-    """The accelerator (CUDA, Apple, Intel) if there is one and it is wanted, else the CPU.
+def set_up_device(
+    use_gpu: bool, precision: str, deterministic: bool
+) -> tuple[torch.device, "Precision"]:
+    """Return the device and the precision that the options ask for; prepare torch for both.
 
-    deterministic: the same bits each time on a GPU as well; a CPU gives them anyway.
+    The device is the accelerator (CUDA, Apple, Intel) if there is one and use_gpu allows it, else
+    the CPU. deterministic: the same bits each time on a GPU as well; a CPU gives them anyway.
     """
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when CUDA starts
     torch.use_deterministic_algorithms(deterministic)
     tune_cpu()
     found = use_gpu and torch.accelerator.current_accelerator(check_available=True)
-    return found or torch.device("cpu")
+    device = found or torch.device("cpu")
+    return device, Precision(precision, device)
 
 
 def tune_cpu() -> None:
-    """Spare a CPU two things that can each cost half its speed.
+    """Avoid two things that can each cost a CPU half its speed.
 
-    Memory of a step goes back to the system and comes again, page by page and zeroed, at the next
-    one, unless the allocator is told to keep it (mallopt(3); without glibc nothing is done).
-    Numbers below 1e-38, of which there are many once a batch is learnt, take the processor a
-    hundred times as long as others; they are taken for 0.
+    Denormal numbers (below 1e-38) are frequent once a batch is learnt and take a processor a
+    hundred times as long as others: they are rounded to 0. And malloc returns large blocks to the
+    system after each step, which zeroes them page by page for the next: mallopt(3) stops that.
     """
     torch.set_flush_denormal(True)
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # large pages for large tensors
-    with suppress(OSError, AttributeError):
+    with suppress(OSError, AttributeError):  # only glibc has mallopt
         libc = ctypes.CDLL("libc.so.6")
-        libc.mallopt(-4, 0)  # M_MMAP_MAX: no block of its own for a large tensor
-        libc.mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD: bytes kept free for the next step
+        libc.mallopt(-4, 0)  # M_MMAP_MAX: no separate mapping for a large block
+        libc.mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD: bytes to keep for the next step
 
 
 class Precision:
-    """In which numbers the model computes: one path for all of them.
+    """The numbers in which the model computes: float32, bfloat16 or float16.
 
-    "auto" is bfloat16 where the device computes it natively, else float32. `autocast` wraps the
-    forward pass; `scaler` keeps the small gradients of float16 and lets all others through.
+    "auto" is bfloat16 if the device computes it natively, else float32. `autocast` wraps the
+    forward pass. `scaler` keeps small gradients of float16 from becoming 0; for the other two it
+    does nothing.
     """
 
     def __init__(self, name: str, device: torch.device) -> None:
@@ -49,11 +55,25 @@ class Precision:
         self.name = name
         self.autocast = torch.autocast(device.type, dtype, enabled=dtype is not None)
         self.scaler = torch.amp.GradScaler(device.type, enabled=name == "fp16")
+        self.updates = 0  # of the weights, since the start of this process
+
+    def step(self, optimizer: Optimizer) -> None:
+        """Update the weights by `optimizer.step()`, unless float16 gradients overflowed."""
+        self.updates += 1  # first: an update that fails half-way has changed weights as well
+        self.scaler.step(optimizer)
+        self.scaler.update()
+
+    def state_dict(self) -> dict[str, Any]:
+        return self.scaler.state_dict()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        if state and self.scaler.is_enabled():
+            self.scaler.load_state_dict(state)
 
 
 def has_native_bf16(device: torch.device) -> bool:
-    """Ask the processor or the GPU; emulated bfloat16 is slower than float32."""
+    """Ask the processor or the GPU. Emulated bfloat16 is slower than float32."""
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
-    can = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
-    return device.type == "cpu" and bool(can.get("amx_bf16") or can.get("avx512_bf16"))
+    found = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
+    return device.type == "cpu" and bool(found.get("amx_bf16") or found.get("avx512_bf16"))

@@ -1,5 +1,7 @@
-"""Failures as a user reads them: one line that says what happened, where, and what to do."""
+"""Report a failure as one line: what happened, where, and what to do."""
 
+import os
+import re
 import sys
 import traceback
 from bdb import BdbQuit
@@ -9,14 +11,17 @@ from pathlib import Path
 from types import TracebackType
 
 PROJECT = Path(__file__).resolve().parent.parent
+LIBRARY = Path(os.__file__).parent  # Python's own
+# Our files that call models and data sets: where an error of these comes from is further in.
+CALLERS = {"main.py", "utils", "__init__.py", "build.py", "loader.py"}
 
 
 @contextmanager
 def one_line_failures(show_traceback: bool, debug: bool = False) -> Iterator[None]:
-    """End the program with exit code 1 and one line on stderr when something fails.
+    """End the program with exit code 1 and one line on stderr if something fails.
 
-    130 for Ctrl-C; 0 for `q` in the debugger, which is how one stops a run there. debug: the
-    debugger opens first, on a terminal, in the frame of the failure that has a `model`.
+    Exit code 130 for Ctrl-C; 0 for `q` in the debugger, the usual way to end a run there. debug:
+    open the debugger first, if there is a terminal, in the innermost frame that has a `model`.
     """
     try:
         yield
@@ -26,7 +31,7 @@ def one_line_failures(show_traceback: bool, debug: bool = False) -> Iterator[Non
         print("interrupted", file=sys.stderr)
         sys.exit(130)
     except Exception as error:
-        exit_code = getattr(error, "exit_code", 1)  # some know theirs
+        exit_code = getattr(error, "exit_code", 1)  # wrong usage has 2, a signal 128 + its number
         if debug and exit_code == 1 and sys.stdin.isatty():
             import ipdb
 
@@ -39,7 +44,7 @@ def one_line_failures(show_traceback: bool, debug: bool = False) -> Iterator[Non
 
 
 def up_to_model(trace: TracebackType) -> TracebackType:
-    """Cut a traceback behind its last frame with a local variable `model`, if there is one."""
+    """Return the traceback up to its last frame with a local variable `model`, or all of it."""
     frames = [trace]
     while frames[-1].tb_next:
         frames.append(frames[-1].tb_next)
@@ -52,11 +57,31 @@ def up_to_model(trace: TracebackType) -> TracebackType:
 
 
 def one_line(error: Exception) -> str:
-    """Say what failed; an error nobody foresaw comes with its kind and its line in the project."""
-    message = " ".join(str(error).split())
-    frames = traceback.extract_tb(error.__traceback__)
-    ours = [f for f in frames if PROJECT in Path(f.filename).parents and ".venv" not in f.filename]
-    if isinstance(error, OSError) or not ours or type(error).__module__ != "builtins":
-        return message or type(error).__name__
-    place = f"{Path(ours[-1].filename).relative_to(PROJECT)}:{ours[-1].lineno}"
-    return f"{type(error).__name__}: {message}, at {place}"
+    """Return what failed, in one line.
+
+    OSError and the exceptions of this project say it themselves. Any other gets its type, the
+    first useful line of its message, and the last place in the user's code, or else in ours.
+    """
+    kind, text = type(error).__name__, str(error)
+    places = [(frame.filename, frame.lineno) for frame in traceback.extract_tb(error.__traceback__)]
+    if "Original Traceback" in text:  # torch sends an error of a loader process as text
+        places += re.findall(r'^  File "(.+)", line (\d+)', text, re.M)
+        kind, _, text = re.findall(r"^ .*\n(\S.*)", text, re.M)[-1].partition(": ")
+    if isinstance(error, OSError) or type(error).__module__.startswith(("utils.", "data.")):
+        return shorten(" ".join(text.split())) or kind
+    first, second, *_ = [line.strip() for line in text.splitlines() if line.strip()] + ["", ""]
+    message = f"{kind}: {first} {second if first.endswith(':') else ''}".rstrip(": ")
+    ours = f"{PROJECT}{os.sep}"
+    places = [(file.removeprefix(ours), n) for file, n in places if not is_library(Path(file))]
+    places = [(file, n) for file, n in places if not CALLERS & {*Path(file).parts}] or places
+    return shorten(message) + "".join(f", at {file}:{n}" for file, n in places[-1:])
+
+
+def is_library(path: Path) -> bool:
+    installed = {"site-packages", "dist-packages"} & {*path.parts}
+    return bool(installed) or LIBRARY in path.parents or str(path).startswith("<frozen")
+
+
+def shorten(text: str) -> str:
+    """Cut a long text in its middle: the end may say what to do."""
+    return text if len(text) <= 300 else f"{text[:200]} … {text[-97:]}"

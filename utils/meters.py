@@ -1,4 +1,4 @@
-"""torchnet's meters with its traps closed; the one file that imports torchnet.
+"""torchnet's meters, made safe to use. This is the one file that imports torchnet.
 
 Tensors are kept as they come, on their device, and read only in `value()`: a step never waits.
 """
@@ -6,6 +6,7 @@ Tensors are kept as they come, on their device, and read only in `value()`: a st
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 from torchnet import meter
 
 
@@ -21,7 +22,7 @@ class AverageMeter:
         self.pending.clear()
 
     def state_dict(self) -> dict[str, float]:
-        self.value()  # takes in what is pending
+        self.value()  # reads what is pending
         return {name: float(value) for name, value in vars(self.meter).items()}
 
     def load_state_dict(self, state: dict[str, float]) -> None:
@@ -34,14 +35,14 @@ class AverageMeter:
     def value(self) -> tuple[float, float]:
         """Return (mean, standard deviation) of all pictures since `reset`; nan without any."""
         for value in torch.cat(self.pending).tolist() if self.pending else []:
-            self.meter.add(value)  # one by one: add(mean, n) would take the mean for a sum
+            self.meter.add(value)  # one by one: torchnet's add(mean, n) takes the mean for a sum
         self.pending.clear()
         mean, std = self.meter.value()
         return float(mean), float(std)
 
 
 class ConfusionMeter:
-    """How often each class (row) was taken for each class (column)."""
+    """How often pictures of each class (row) were taken for each class (column)."""
 
     def __init__(self, num_classes: int) -> None:
         self.meter = meter.ConfusionMeter(num_classes)
@@ -59,8 +60,8 @@ class ConfusionMeter:
 
     def add(self, logits: Tensor, labels: Tensor) -> None:
         """Take logits (N, K) of any float type and labels (N,); N may be 1."""
-        wrong = ~logits.isfinite().all(dim=1)
-        self.pending.append((logits.argmax(dim=1).masked_fill(wrong, -1), labels))
+        bad = ~logits.isfinite().all(dim=1)
+        self.pending.append((logits.argmax(dim=1).masked_fill(bad, -1), labels))
 
     def value(self) -> np.ndarray:
         """Return a copy of the counts (K, K).
@@ -75,9 +76,46 @@ class ConfusionMeter:
             if not ((labels >= 0) & (labels < self.meter.k)).all():
                 raise ValueError(f"labels are not all within 0 … {self.meter.k - 1}")
             self.meter.add(answers, labels)
-        return self.meter.value().copy()
+        return self.meter.value().copy()  # torchnet returns the array that it goes on counting in
 
     def accuracy(self) -> float:
         """Return the share of right answers, nan without any."""
         counts = self.value()
         return float(counts.trace() / counts.sum()) if counts.sum() else float("nan")
+
+
+class TrainMeters:
+    """What an epoch of training is measured by: objective, loss and confusion matrix.
+
+    The objective is what training minimises: the loss with the smoothing, weights and focus of the
+    options. The loss is plain cross-entropy, as for the val split, so that the two compare.
+    """
+
+    def __init__(self, num_classes: int) -> None:
+        self.objective, self.loss = AverageMeter(), AverageMeter()
+        self.confusion = ConfusionMeter(num_classes)
+
+    def add(self, logits: Tensor, labels: Tensor, losses: Tensor) -> None:
+        """Take the logits (N, K), labels (N,) and losses (N,) of a step."""
+        self.objective.add(losses)
+        self.loss.add(F.cross_entropy(logits.float(), labels, reduction="none"))
+        self.confusion.add(logits, labels)
+
+    def row(self) -> dict[str, float]:
+        """Return the numbers of the epoch so far, for metrics.csv."""
+        return {
+            "train_objective": self.objective.value()[0],
+            "train_loss": self.loss.value()[0],
+            "train_accuracy": self.confusion.accuracy(),
+        }
+
+    def reset(self) -> None:
+        for part in vars(self).values():
+            part.reset()
+
+    def state_dict(self) -> dict[str, dict]:
+        return {name: part.state_dict() for name, part in vars(self).items()}
+
+    def load_state_dict(self, state: dict[str, dict]) -> None:
+        for name, part in vars(self).items():
+            part.load_state_dict(state[name])

@@ -1,198 +1,283 @@
-"""What makes a class of annotated defaults a command line: types, checks, help. No torch here.
+"""Turn a class of annotated defaults into a command line: types, validation, help. No torch here.
 
-fire alone lets any option into `**kwargs` and calls the function before it looks at left-over
-arguments, so wrong usage is found here first, before anything is loaded or written.
+fire alone accepts any option for `**kwargs`, and reports a superfluous argument only after the
+command has run. So wrong usage is found here first, before anything is loaded or written.
 """
 
 import ast
 import difflib
 import inspect
+import math
 import os
 import re
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from math import isfinite
+from importlib import import_module
 from pathlib import Path
-from types import NoneType, UnionType
-from typing import Annotated, Any, Literal, NamedTuple, get_args, get_origin, get_type_hints
+from types import ModuleType, NoneType, UnionType
+from typing import Annotated, Any, Literal, NamedTuple, Union, get_args, get_origin, get_type_hints
+
+from utils import commands as rooms
 
 PROJECT = Path(__file__).resolve().parent.parent
+NOT_SAVED = ("resume", "allow_changes")  # they hold for one command only
+PACKAGES = {"model": "models", "dataset": "data"}  # where a class with the option's name is found
+given_classes: dict[tuple[str, str], type] = {}  # (package, name): a class given as an option
+
+# `ours: theirs`: what other projects call our options.
+SYNONYMS = """
+    lr: learning_rate rate; max_epoch: epochs num_epochs n_epochs; batch_size: bs
+    accumulate: grad_accum gradient_accumulation_steps; clip_norm: grad_clip max_grad_norm
+    weight_decay: wd l2; model: arch architecture net network backbone; resume: resume_from restart
+    train_data_root: data data_dir data_root data_path root train_dir; test_data_root: test_dir
+    num_workers: workers n_workers jobs threads; use_gpu: device gpu gpus cuda cpu
+    image_size: size img_size imgsz input_size resolution; precision: amp fp16 bf16 half mixed
+    load_model_path: checkpoint ckpt weights pretrained_path; best_metric: metric monitor
+    checkpoint_root: output_dir out_dir save_dir log_dir logdir; result_file: output csv submission
+    print_freq: log_interval log_every; seed: random_state manual_seed; mirror: tta
+"""
 
 
 class UsageError(ValueError):
-    """A wrong command, option or value: one line that says what to type instead."""
+    """A wrong command, option or value. The message is one line that says what to type instead."""
 
     exit_code = 2
 
 
-class Range(NamedTuple):
-    """What values fit, in words and as bounds."""
+class Limits(NamedTuple):
+    """The values that an option takes, in words and as bounds."""
 
     words: str
-    low: float = float("-inf")
-    high: float = float("inf")
-    open_low: bool = False
-
-    def holds(self, value: float) -> bool:
-        return (self.low < value if self.open_low else self.low <= value) and value <= self.high
+    low: float = -math.inf
+    high: float = math.inf
 
 
-PositiveFloat = Annotated[float, Range("a number above 0", low=0, open_low=True)]
-PositiveInt = Annotated[int, Range("a whole number from 1 up", low=1)]
-WholeNumber = Annotated[int, Range("a whole number from 0 up", low=0)]
-Fraction = Annotated[float, Range("a number from 0 to 1", low=0, high=1)]
+PositiveFloat = Annotated[float, Limits("a number above 0", low=math.ulp(0.0))]
+PositiveInt = Annotated[int, Limits("a whole number from 1 up", low=1)]
+WholeNumber = Annotated[int, Limits("a whole number from 0 up", low=0)]
+Fraction = Annotated[float, Limits("a number from 0 to 1", low=0, high=1)]
+NotNegative = Annotated[float, Limits("a number from 0 up", low=0)]
+ImageSize = Annotated[int, Limits("a whole number from 64 to 1024", low=64, high=1024)]
+InputPath = Annotated[str, Limits("an existing path")]
 
-NotNegative = Annotated[float, Range("a number from 0 up", low=0)]
-ImageSize = Annotated[int, Range("a whole number from 64 to 1024", low=64, high=1024)]
-InputPath = Annotated[str, "the path of something there is"]
-
+UNIONS = (Union, UnionType)
 TRUE, FALSE = {"true", "yes", "on", "1"}, {"false", "no", "off", "0"}
 TYPE_WORDS = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}
 
 
 def describe(hint: Any) -> str:
-    """Say in words what values `hint` takes."""
-    if isinstance(hint, UnionType) or get_origin(hint) not in (None, Annotated, Literal):
-        return " or ".join(
-            "None" if part is NoneType else describe(part) for part in get_args(hint)
-        )
+    """Return in words the values that an option of the type `hint` takes."""
+    parts = get_args(hint)
+    if get_origin(hint) in UNIONS:
+        return " or ".join("None" if part is NoneType else describe(part) for part in parts)
     if get_origin(hint) is Literal:
-        return " | ".join(get_args(hint))
-    if get_origin(hint) is Annotated:
-        return getattr(get_args(hint)[1], "words", get_args(hint)[1])
-    return TYPE_WORDS[hint]
+        return " | ".join(parts)
+    return parts[1].words if parts else TYPE_WORDS[hint]
 
 
 def coerce(hint: Any, value: Any) -> Any:
-    """Read `value`, typed or as text, as a person means it; ValueError if it does not fit."""
+    """Return `value`, which may be text, as the type `hint`; ValueError if that is impossible."""
     text = str(value).strip()
-    if isinstance(hint, UnionType) or get_origin(hint) not in (None, Annotated, Literal):
-        parts = sorted(get_args(hint), key=lambda part: part is not NoneType)  # "None" is no text
-        for part in parts:  # in their order: `bool | str` takes "true" for True
+    if get_origin(hint) in UNIONS:
+        # In their order, so that `bool | str` reads "true" as True; but "None" is never text.
+        for part in sorted(get_args(hint), key=lambda part: part is not NoneType):
             with suppress(ValueError):
                 return coerce(part, value)
-        raise ValueError
-    if hint is NoneType:
+    elif get_origin(hint) is Literal:
+        if text in get_args(hint):
+            return text
+    elif get_origin(hint) is Annotated:
+        plain_type, limits = get_args(hint)
+        value = coerce(plain_type, value)
+        if plain_type is str or limits.low <= value <= limits.high:
+            return value
+    elif hint is NoneType:
         if value is None or text.lower() in ("none", "null"):
             return None
-        raise ValueError
-    if get_origin(hint) is Literal:
-        if text not in get_args(hint):
-            raise ValueError
+    elif hint is bool:
+        if text.lower() in TRUE | FALSE:
+            return text.lower() in TRUE
+    elif value is None or isinstance(value, bool) or not text:
+        pass
+    elif hint is str:
         return text
-    if get_origin(hint) is Annotated:
-        kind, bounds = get_args(hint)
-        value = coerce(kind, value)
-        if isinstance(bounds, Range) and not bounds.holds(value):
-            raise ValueError
-        return value
-    if hint is str:
-        if not text or isinstance(value, bool) or value is None:
-            raise ValueError
-        return text
-    if hint is bool:
-        if text.lower() not in TRUE | FALSE:
-            raise ValueError
-        return text.lower() in TRUE
-    if isinstance(value, bool):
-        raise ValueError
-    number = float(text)
-    if not isfinite(number) or (hint is int and number != int(number)):
-        raise ValueError
-    return int(text) if hint is int and text.lstrip("+-").isdigit() else hint(number)
+    elif math.isfinite(number := float(text)) and (hint is float or number == int(number)):
+        # A float has no more than 53 bits of a whole number.
+        return int(text) if hint is int and text.lstrip("+-").isdigit() else hint(number)
+    raise ValueError
 
 
 def nearest(word: str, valid: Sequence[str]) -> str:
-    """Suggest the valid word that looks most like `word`, or name them all."""
+    """Return a hint: the valid word with the most similar spelling, or all of them."""
     close = difflib.get_close_matches(word.lower(), [v.lower() for v in valid], n=1, cutoff=0.5)
     found = [v for v in valid if v.lower() in close]
     return f"did you mean {found[0]}?" if found else f"choose from: {', '.join(valid)}"
 
 
 def flag(name: str) -> str:
-    """Write an option as one types it: lr_decay is --lr-decay."""
+    """Return an option as a user types it: lr_decay is --lr-decay."""
     return f"--{name.replace('_', '-')}"
 
 
+def syntax_tree(path: str) -> ast.Module:
+    """Parse a file of the project. Importing it could load torch."""
+    return ast.parse((PROJECT / path).read_text(encoding="utf-8"))
+
+
 def imported_names(package: str) -> list[str]:
-    """List what `<package>/__init__.py` imports from its files, without running it."""
-    tree = ast.parse((PROJECT / package / "__init__.py").read_text(encoding="utf-8"))
-    froms = [node for node in tree.body if isinstance(node, ast.ImportFrom) and node.level == 1]
+    """Return what `<package>/__init__.py` imports in lines of the form `from .file import Name`."""
+    nodes = syntax_tree(f"{package}/__init__.py").body
+    froms = [node for node in nodes if isinstance(node, ast.ImportFrom) and node.level == 1]
     return [alias.asname or alias.name for node in froms for alias in node.names]
 
 
+def metric_names() -> list[str]:
+    """Return the keys of METRICS in utils/metrics.py."""
+    nodes = syntax_tree("utils/metrics.py").body
+    dicts = [node for node in nodes if isinstance(getattr(node, "value", None), ast.Dict)]
+    metrics = [node.value for node in dicts if ast.unparse(node).startswith("METRICS")]
+    return [key.value for node in metrics for key in node.keys]
+
+
+def keep_class(package: str, given: type) -> str:
+    """Return the name of a class that is given as an option; `find_class` finds it by this name."""
+    name = given.__name__
+    if name not in imported_names(package):
+        given_classes[package, name] = given
+    elif given.__module__.partition(".")[0] != package:
+        raise UsageError(f"{package}/ has a class {name} already; give yours another name")
+    return name
+
+
+def find_class(package: ModuleType, name: str) -> type:
+    """Return the class `name` of the package, or the one that was given as an option."""
+    return getattr(package, name, None) or given_classes[package.__name__, name]
+
+
 class Options:
-    """A base for classes of annotated defaults; the comment behind a field is its help."""
+    """A base for classes of annotated defaults; the comment behind an option is its help."""
+
+    __slots__ = ("__dict__", "given")  # vars(opt) holds the options and nothing else
+    changeable_on_resume = frozenset()  # these options do not change the result of a run
+    required_path = None  # the option whose path has to exist before the command starts
 
     def __init__(self, **given: Any) -> None:
-        hints = get_type_hints(type(self), include_extras=True)
-        for name in hints:
-            setattr(self, name, getattr(type(self), name))
-        for key, value in given.items():
-            name = key.replace("-", "_")
+        hints = self.hints()
+        vars(self).update({name: getattr(type(self), name) for name in hints})
+        given = {key.replace("-", "_"): value for key, value in given.items()}
+        self.given = frozenset(given)  # the names of the options that were passed
+        for name, value in given.items():
             if name not in hints:
-                raise UsageError(
-                    f"there is no option {flag(name)}; {nearest(flag(name), [*map(flag, hints)])}"
-                )
+                raise UsageError(f"there is no option {flag(name)}{self.advice(name)}")
+            if name in PACKAGES and isinstance(value, type):
+                value = keep_class(PACKAGES[name], value)
             try:
                 setattr(self, name, coerce(hints[name], value))
             except (ValueError, OverflowError):
                 wanted = describe(hints[name])
                 raise UsageError(f"{flag(name)} takes {wanted}, not {str(value)!r}") from None
-        for name, package in (("model", "models"), ("dataset", "data")):
-            known = [word for word in imported_names(package) if word[0].isupper()]
-            if (word := getattr(self, name)) not in known:
-                raise UsageError(f"--{name}={word} is not in {package}/; {nearest(word, known)}")
-
-    def state_dict(self) -> dict[str, Any]:
-        return dict(vars(self))
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        vars(self).update(state)
-
-    def shaping(self) -> dict[str, Any]:
-        """Return the options that shape the result of a run."""
-        return {name: v for name, v in vars(self).items() if name not in self.free_on_resume}
-
-    def resumed(self, saved: Mapping[str, Any], given: Mapping[str, Any]) -> "Options":
-        """Return the `saved` options of a run with those of `given` that leave its result alone.
-
-        UsageError names the others that differ, unless `allow_changes` asks for them. max_epoch
-        may grow.
-        """
-        changed = [
-            f"{flag(name)}={getattr(self, name)} (it has {saved.get(name)})"
-            for name in given
-            for value in [getattr(self, name)]
-            if name not in self.free_on_resume and value != saved.get(name)
-            if not (name == "max_epoch" and value > saved[name])
-        ]
-        if changed and not self.allow_changes:
-            raise UsageError(
-                f"the run to resume would become another with {', '.join(changed)}; "
-                "leave that out, or add --allow-changes"
-            )
-        return type(self)(**{**saved, **given})
+        choices = {"best_metric": ("utils/metrics.py", metric_names())}
+        for option, package in PACKAGES.items():
+            classes = [name for name in imported_names(package) if name[0].isupper()]
+            classes += [name for folder, name in given_classes if folder == package]
+            choices[option] = (f"{package}/", classes)
+        for name, (place, known) in choices.items():
+            if name in hints and (word := getattr(self, name)) not in known:
+                raise UsageError(f"{flag(name)}={word} is not in {place}; {nearest(word, known)}")
 
     @classmethod
-    def table(cls, commands: Mapping[str, tuple[str, Any]]) -> str:
-        """Lay out the commands and every option: name, default, meaning, what it takes."""
-        lines = ["python main.py COMMAND --option=value …", "", "Commands"]
-        lines += [f"  {name:<9}{words}" for name, (words, _) in commands.items()]
-        hints = get_type_hints(cls, include_extras=True)
-        for line in inspect.getsource(cls).splitlines():
-            if section := re.fullmatch(r" {4}# (.+)", line):
-                lines += ["", section[1]]
-            if field := re.match(r" {4}(\w+): .*?  # (.+)", line):
-                name, meaning = field.groups()
-                default = f"{flag(name)}={getattr(cls, name)}"
-                lines.append(f"  {default:<36} {meaning} [{describe(hints[name])}]")
-        return "\n".join(lines)
+    def hints(cls) -> dict[str, Any]:
+        """Return the type of each option, those of the base classes first."""
+        return get_type_hints(cls, include_extras=True)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the options that are saved with a run."""
+        return {name: getattr(self, name) for name in self.hints() if name not in NOT_SAVED}
+
+    def result_options(self) -> dict[str, Any]:
+        """Return the options that change the result of a run."""
+        options = self.state_dict().items()
+        return {name: v for name, v in options if name not in self.changeable_on_resume}
+
+    def resumed(self, saved: Mapping[str, Any]) -> "Options":
+        """Return the options of a run to resume: `saved`, with the given ones in their place.
+
+        UsageError names the given ones that would change the result, unless `allow_changes` is
+        set. A larger max_epoch is no such change. Options that no longer exist are ignored.
+        """
+        options = type(self)(**{name: saved[name] for name in self.state_dict() if name in saved})
+        changed = [
+            f"{flag(name)}={new} (the run has {old})"
+            for name, new in self.result_options().items()
+            if name in self.given and new != (old := getattr(options, name))
+            if not (name == "max_epoch" and new > old)
+        ]
+        if changed and not self.allow_changes:
+            changes = ", ".join(changed)
+            raise UsageError(
+                f"{changes} would change the result of the run; leave out, or add --allow-changes"
+            )
+        options.given = self.given
+        vars(options).update({name: getattr(self, name) for name in self.given})
+        return options
+
+    @classmethod
+    def table(cls) -> list[str]:
+        """Return a line for each option that this class itself declares, and for each section."""
+        hints, lines = cls.hints(), []
+        with suppress(OSError, TypeError):  # a class made at a prompt has no source
+            for line in inspect.getsource(cls).splitlines():
+                if section := re.fullmatch(r" {4}# (.+)", line):
+                    lines += ["", section[1]]
+                if option := re.match(r" {4}(\w+): .*?  # (.+)", line):
+                    name, meaning = option.groups()
+                    default = f"{flag(name)}={getattr(cls, name)}"
+                    lines.append(f"  {default:<36} {meaning} [{describe(hints[name])}]")
+        return lines
+
+    @classmethod
+    def advice(cls, wrong: str) -> str:
+        """Return how "there is no option --wrong" goes on: where it belongs, or what is meant."""
+        for room in rooms.names():
+            if wrong in room_options(room).hints():
+                return f" here; it belongs to the command {room}"
+        hints, wrong = cls.hints(), wrong.lower()
+        pairs = [entry.split(": ") for entry in re.split(r"[;\n]\s*", SYNONYMS.strip())]
+        names = {other: name for name, others in pairs if name in hints for other in others.split()}
+        names |= {name: name for name in hints}
+        if close := difflib.get_close_matches(wrong, names, n=1, cutoff=0.75):
+            return f"; did you mean {flag(names[close[0]])}?"
+        # No similar name: look for one word in the names, for several in names and comments.
+        words = [word for word in wrong.split("_") if len(word) > 3]
+        for line in (line for base in cls.__mro__[:-2] for line in base.table()):
+            name = line.partition("=")[0].strip()
+            if words and all(word in (line.lower() if words[1:] else name) for word in words):
+                return f"; did you mean {name}?"
+        return "; python main.py help shows every option"
+
+
+def room_options(room: str) -> type[Options]:
+    return import_module(f"utils.commands.{room}").Options
+
+
+def help_text(config: type[Options], commands: Mapping[str, tuple], command: str = "") -> str:
+    """Return the help page of the project, or of one command in utils/commands/."""
+    trees = {room: syntax_tree(f"utils/commands/{room}.py") for room in rooms.names()}
+    words = {name: text for name, (text, _) in commands.items()}
+    words |= {room: (ast.get_docstring(tree) or "").split("\n")[0] for room, tree in trees.items()}
+    if command in trees:
+        lines = [words[command], "", f"Options of {command}", *room_options(command).table()]
+        lines += ["", "All options that `python main.py help` shows can be given, too."]
+    else:
+        command = "COMMAND"
+        lines = ["Commands", *(f"  {name:<9}{text}" for name, text in words.items())]
+        lines += config.table()
+    return "\n".join([f"python main.py {command} --option=value …", "", *lines])
 
 
 def split_arguments(arguments: Sequence[str]) -> tuple[str, dict[str, str]]:
-    """Read `COMMAND --name=value --name value --flag` into the command and its options."""
+    """Split `COMMAND --name=value --name value --flag` into the command and its options."""
     command, options, waiting = "", {}, None
     for word in arguments:
         if word.startswith("--") and len(word) > 2:
@@ -218,22 +303,25 @@ def check_usage(
 
     Exit code 2 and one line for wrong usage, 0 for help. Takes no more than the standard library.
     """
+    known = [*commands, *rooms.names()]
+    words = [word for word in arguments if word not in ("-h", "--help")]
+    help_wanted = len(words) < len(arguments) or words[:1] in ([], ["help"])
     try:
-        if not arguments or arguments[0] == "help" or {"-h", "--help"} & set(arguments):
-            print(config.table(commands))
+        command, given = split_arguments(words[words[:1] == ["help"] :] or ["help"])
+        if command not in known:
+            raise UsageError(f"there is no command {command!r}; {nearest(command, known)}")
+        if help_wanted:
+            print(help_text(config, commands, command))
             sys.exit(0)
-        command, given = split_arguments(arguments)
-        if command not in commands:
-            raise UsageError(f"there is no command {command!r}; {nearest(command, list(commands))}")
-        opt = config(**given)
-        hints = get_type_hints(config, include_extras=True)
+        options = config if command in commands else room_options(command)
+        required = commands[command][1] if command in commands else options.required_path
+        opt, hints = options(**given), options.hints()
         inputs = [name for name in given if InputPath in (hints[name], *get_args(hints[name]))]
-        required = None if opt.resume else commands[command][1]
-        for name in filter(None, [required, *inputs]):
+        for name in [required, *inputs] if required and not opt.resume else inputs:
             path = getattr(opt, name)
             if isinstance(path, str) and not os.path.exists(path):  # also False for an odd name
                 raise UsageError(f"{path} does not exist; give the right path: {flag(name)}=PATH")
         return [command, *(f"--{name}={getattr(opt, name)}" for name in given)]
     except UsageError as error:
-        print(f"{error}\n(python main.py help shows every option)", file=sys.stderr)
+        print(error, file=sys.stderr)
         sys.exit(2)

@@ -1,26 +1,19 @@
-"""report.html of a run: one file with its curves, its numbers and its worst mistakes inside."""
+"""The page report.html: a run's curves, numbers and worst mistakes, all in one file."""
 
 import base64
-import html
 import io
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from torch.utils.data import Dataset
 from torchvision.transforms.v2.functional import to_pil_image
 
-STYLE = """
-body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem }
-table { border-collapse: collapse } td, th { padding: .2rem .8rem; text-align: right }
-th { font-weight: 600 } tr + tr { border-top: 1px solid #ddd } td:first-child { text-align: left }
-figure { display: inline-block; margin: .5rem; font-size: .85rem } figcaption { max-width: 12rem }
-img { max-width: 100% } figure img { width: 12rem; image-rendering: auto }
-"""
+from utils import metrics
 
 
-def write_report(
-    path: Path,
+def render(
     title: str,
     options: dict[str, Any],
     history: list[dict[str, float]],
@@ -28,68 +21,78 @@ def write_report(
     mistakes: list[tuple[int, int, float]],
     samples: Dataset,
     classes: Sequence[str],
-) -> None:
-    """Write the page. summary and mistakes are what utils/metrics.py says of the val split;
-    the positions in `mistakes` are those of `samples`, a data set of (image, label)."""
-    low, high = summary["accuracy_interval"]
-    page = [
-        f"<!doctype html><html lang=en><meta charset=utf-8><title>{html.escape(title)}</title>",
-        f"<style>{STYLE}</style><h1>{html.escape(title)}</h1>",
-        f"<p><b>{summary['accuracy']:.2%}</b> of {summary['count']:,} val pictures right "
-        f"(95 % interval {low:.2%} … {high:.2%}), log-loss {summary['log_loss']:.4f}, "
-        f"calibration error {summary['calibration_error']:.4f}.</p>",
-        f"<h2>Training</h2><img alt='curves of loss and accuracy' src='{curves(history)}'>",
-        "<h2>Confusion</h2>",
-        table(
-            ["true, taken for", *classes, "precision", "recall", "F1"],
-            [
-                [name, *summary["confusion"][k], *scores]
-                for k, name in enumerate(classes)
-                for scores in [[f"{summary[s][k]:.4f}" for s in ("precision", "recall", "f1")]]
-            ],
-        ),
-        "<h2>Calibration</h2>",
-        f"<img alt='accuracy by confidence' src='{calibration(summary['calibration_bins'])}'>",
-        "<h2>Surest mistakes</h2>",
-        *gallery(mistakes, samples, classes),
-        "<h2>Options</h2>",
-        table(["option", "value"], [[name, value] for name, value in options.items()]),
-    ]
-    path.write_text("\n".join(page) + "\n", encoding="utf-8")
+) -> str:
+    """Return the page as HTML; it needs no network and no other file.
 
+    summary, mistakes: what `metrics.summarize` and `metrics.worst_mistakes` return; the positions
+    in `mistakes` are those of `samples`, a data set of (uint8 image, label).
+    """
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined  # here: it loads slowly
 
-def table(header: Sequence[Any], rows: Sequence[Sequence[Any]]) -> str:
-    lines = ["<table><tr>" + "".join(f"<th>{html.escape(str(cell))}</th>" for cell in header)]
-    lines += [
-        "<tr>" + "".join(f"<td>{html.escape(str(cell))}</td>" for cell in row) for row in rows
-    ]
-    return "\n".join(lines) + "</table>"
-
-
-def curves(history: list[dict[str, float]]) -> str:
-    """Draw loss and accuracy of both splits by epoch."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(10, 3.5), layout="constrained")
+    gallery = []
+    for position, predicted, probability in mistakes:
+        image, label = samples[position]
+        words = f"{classes[int(label)]}, predicted as {classes[predicted]} with {probability:.1%}"
+        gallery.append((data_url(to_pil_image(image).convert("RGB").save, "jpeg"), words))
     epochs = [row["epoch"] for row in history]
-    for axes, what in zip(figure.subplots(1, 2), ("loss", "accuracy"), strict=True):
-        for split in ("train", "val"):
-            axes.plot(epochs, [row[f"{split}_{what}"] for row in history], marker=".", label=split)
-        axes.set(xlabel="epoch", title=what)
-        axes.xaxis.get_major_locator().set_params(integer=True)
-        axes.grid(alpha=0.3)
+    folder = FileSystemLoader(Path(__file__).parent)
+    pages = Environment(loader=folder, autoescape=True, undefined=StrictUndefined)
+    return pages.get_template("report.html").render(
+        title=title,
+        scores=metrics.describe(summary),
+        curves={name: draw_curves(epochs, curves) for name, curves in charts(history).items()},
+        class_table=metrics.class_table(summary, classes, matrix=len(classes) <= 50),
+        calibration=draw_calibration(summary["calibration_bins"]),
+        mistakes=gallery,
+        options=options,
+    )
+
+
+def charts(history: list[dict[str, float]]) -> dict[str, dict[str, list[float]]]:
+    """Return {name: {split: values}}; train_<name> and val_<name> share the chart of that name.
+
+    Every key of any row is there, NaN where a row lacks it; charts with a val curve come first.
+    train_objective is left out if it equals train_loss, which is always plain cross-entropy.
+    """
+    found: dict[str, dict[str, list[float]]] = {}
+    same = all(
+        math.isclose(row["train_objective"], row.get("train_loss", math.nan), rel_tol=1e-3)
+        for row in history
+        if "train_objective" in row
+    )
+    for key in dict.fromkeys(key for row in history for key in row):
+        if key == "epoch" or (key == "train_objective" and same):
+            continue
+        split, _, name = key.partition("_")
+        if split not in ("train", "val"):
+            split, name = "", key
+        values = [row.get(key, math.nan) for row in history]
+        found.setdefault(name.replace("_", " "), {})[split] = values
+    return dict(sorted(found.items(), key=lambda chart: "val" not in chart[1]))
+
+
+def draw_curves(epochs: list[int], curves: dict[str, list[float]]) -> str:
+    """Draw the values of each split by epoch."""
+    from matplotlib.figure import Figure  # here: it loads slowly
+
+    figure = Figure(figsize=(5, 3), dpi=150, layout="constrained")
+    axes = figure.subplots()
+    for split, values in curves.items():
+        color = {"train": "tab:blue", "val": "tab:orange"}.get(split, "tab:gray")
+        axes.plot(epochs, values, marker=".", label=split, color=color)
+    axes.set(xlabel="epoch", xlim=(epochs[0] - 0.5, epochs[-1] + 0.5))
+    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.grid(alpha=0.3)
+    if any(curves):  # a split has a name
         axes.legend()
     return data_url(figure.savefig, "png")
 
 
-def calibration(bins: list[tuple[int, float, float]]) -> str:
-    """Draw how often answers of each confidence are right; on the diagonal they mean it.
-
-    The area of a point goes with its pictures.
-    """
+def draw_calibration(bins: list[tuple[int, float, float]]) -> str:
+    """Draw the accuracy of the predictions by confidence; a larger point stands for more pictures."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(4.5, 3.5), layout="constrained")
+    figure = Figure(figsize=(5, 3), dpi=150, layout="constrained")
     axes = figure.subplots()
     counts, confidence, accuracy = zip(*bins, strict=True)
     areas = [20 + 300 * count / sum(counts) for count in counts]
@@ -100,24 +103,8 @@ def calibration(bins: list[tuple[int, float, float]]) -> str:
     return data_url(figure.savefig, "png")
 
 
-def gallery(
-    mistakes: list[tuple[int, int, float]], samples: Dataset, classes: Sequence[str]
-) -> list[str]:
-    """Show pictures that were taken for something else, with how sure the model was."""
-    figures = []
-    for position, predicted, probability in mistakes:
-        image, label = samples[position]
-        url = data_url(to_pil_image(image).save, "jpeg")
-        words = html.escape(f"{classes[label]}, taken for {classes[predicted]}")
-        figures.append(
-            f"<figure><img alt='{words}' src='{url}'>"
-            f"<figcaption>{words} with {probability:.1%}</figcaption></figure>"
-        )
-    return figures or ["<p>None.</p>"]
-
-
-def data_url(save: Any, kind: str) -> str:
-    """Let `save(file, format=kind)` write a picture, and put it into an address."""
+def data_url(save: Callable, kind: str) -> str:
+    """Return the image that `save(file, format=kind)` writes, as an address that contains it."""
     file = io.BytesIO()
     save(file, format=kind)
     return f"data:image/{kind};base64,{base64.b64encode(file.getvalue()).decode()}"

@@ -1,1 +1,3 @@
-"""Speed, as ratios measured in one run: `make bench`."""
+"""Speed: `python -m tests.benchmarks`."""
+
+import utils  # noqa: F401  before torch, as in main.py

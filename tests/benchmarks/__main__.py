@@ -11,10 +11,11 @@ import sys
 import tempfile
 import time
 from collections import deque
-from collections.abc import Callable
-from contextlib import redirect_stdout, suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, redirect_stdout, suppress
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import torch
 from torch import Tensor
@@ -25,10 +26,34 @@ from data import DogCat, Loader
 from data.cache import no_cache
 from data.loader import cores
 from tests.visdom_server import visdom_server
-from utils import engine
-from utils.device import Precision, pick_device
+from utils import engine, recipe
+from utils.device import set_up_device
 
 WARM_UP = 6  # steps before the clock starts: workers start, memory is laid out
+
+
+# Another program that computes on all cores, with the settings that OpenMP has by itself.
+RIVAL = """
+import torch
+matrix = torch.randn(1024, 1024)
+print("ready", flush=True)
+while True:
+    matrix @ matrix
+"""
+
+
+@contextmanager
+def rival(nice: int) -> Iterator[None]:
+    """Let another program compute beside this one, with a priority of `nice`."""
+    environment = {k: v for k, v in os.environ.items() if not k.startswith(("GOMP_", "OMP_"))}
+    command = ["nice", "-n", str(nice), sys.executable, "-c", RIVAL]
+    process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE)
+    try:
+        process.stdout.readline()
+        yield
+    finally:
+        process.kill()
+        process.wait()
 
 
 class Enough(Exception):
@@ -42,8 +67,7 @@ class Bench:
         self.root, self.name, self.size = wanted.data, wanted.model, wanted.size
         self.steps, self.batch = wanted.steps, wanted.batch
         self.folder = tempfile.TemporaryDirectory()
-        device = pick_device(use_gpu=True)
-        self.amp = Precision("auto", device)
+        device, self.amp = set_up_device(use_gpu=True, precision="auto", deterministic=False)
         self.model = getattr(models, self.name)(num_classes=2)
         self.model.to(device, memory_format=torch.channels_last)
         images = torch.randn(self.batch, 3, self.size, self.size, device=device)
@@ -83,6 +107,11 @@ class Bench:
             main.pause_if_asked = ours
         return self.rate(times)
 
+    def train_beside(self, nice: int) -> float:
+        """The command `train` while another program computes on the same cores."""
+        with rival(nice):
+            return self.train()
+
     def other(self, *module: str) -> float:
         """Another loop, its own way, in a process of its own."""
         case = [self.name, self.root, self.size, self.batch, WARM_UP + self.steps + 1]
@@ -95,8 +124,9 @@ class Bench:
     def bare_step(self) -> float:
         """The same step on one batch that lies in memory, and nothing else."""
         self.model.train()
-        optimizer = engine.build_optimizer(self.model, 1e-4, 0.05)
-        criterion = engine.ClassificationLoss()
+        options = SimpleNamespace(lr=1e-4, weight_decay=0.05)
+        optimizer = recipe.build_optimizer(options, self.model)
+        criterion = recipe.ClassificationLoss()
 
         def step() -> Tensor:
             optimizer.zero_grad()
@@ -190,6 +220,8 @@ def run_benchmarks() -> None:
             ("later ones / bare forward", partial(bench.evaluate, "later val"), bench.bare_forward),
             ("pipeline on one core / bare decode", bench.pipeline, bench.decode),
             ("pipeline from memory / from files", bench.cached_pipeline, bench.pipeline),
+            ("beside a rival / alone", partial(bench.train_beside, 0), bench.train),
+            ("beside a rival at nice 10 / alone", partial(bench.train_beside, 10), bench.train),
             ("viewers at every step / none", viewers, bench.train),
             ("checks at every step / off", partial(bench.train, checks="always"), bench.train),
             ("a save at every step / none", partial(bench.train, save_minutes=1e-9), bench.train),

@@ -1,6 +1,6 @@
 """Kill or signal runs at random moments, resume them, and compare the end with an undisturbed run.
 
-python -m tests.crash --kills 200 --signals 100 --seed 0
+python -m tests.crash --kills 200 --signals 100 --seed 0 --precision bf16
 
 Each trial is one run of `python main.py train` on a few drawn pictures. Its process is forked from
 this one, so that the packages need not be loaded anew each time; the moment of the kill is uniform
@@ -26,22 +26,12 @@ from typing import Any
 import torch
 
 import main  # loads all packages, which the forked processes then have
-from data.prepare import prepare_demo
+from tests.drawings import draw_set
 from utils import checkpoint
-from utils.signals import SIGNALS, die_quietly, end_workers
+from utils.signals import SIGNALS, end_workers, exit_on_signals
 
 OPTIONS = ("--image-size=64", "--batch-size=8", "--max-epoch=2", "--visdom-port=1")
-STATE = (
-    "model",
-    "optimizer",
-    "scaler",
-    "train_loss",
-    "confusion",
-    "history",
-    "epoch",
-    "step",
-    "vis",
-)
+STATE = ("model", "optimizer", "amp", "meters", "history", "epoch", "step", "vis")
 
 
 class Outcome:
@@ -70,7 +60,7 @@ def run(
     pid = os.fork()
     if pid == 0:
         os.setpgrp()
-        die_quietly()  # as main.py does first of all; the clock starts here
+        exit_on_signals()  # as main.py does first of all; the clock starts here
         os.write(tell, b"!")
         sys.argv = ["main.py", "train", f"--checkpoint-root={root}", *OPTIONS, *options]
         with open(root.parent / "output.txt", "a") as output:
@@ -114,7 +104,9 @@ def differences(first: Path, second: Path) -> Iterator[str]:
         if (first / name).read_bytes() != (second / name).read_bytes():
             yield name
     for name in ("last.pth", "best.pth"):
-        one, other = (checkpoint.read(folder / name, sealed=True) for folder in (first, second))
+        one, other = (
+            checkpoint.read(folder / name, digest_required=True) for folder in (first, second)
+        )
         for key in STATE:
             if not same(one[key], other[key]):
                 yield f"{name}: {key}"
@@ -133,11 +125,12 @@ def same(one: Any, other: Any) -> bool:
 class Trials:
     """Runs trials against one undisturbed run and counts those that came to the same end."""
 
-    def __init__(self, folder: Path, pictures: Path, seed: int) -> None:
+    def __init__(self, folder: Path, pictures: Path, seed: int, precision: str) -> None:
         self.folder, self.random = folder, random.Random(seed)
-        self.data = f"--train-data-root={pictures}"
-        self.save = "--save-minutes=0.0001"  # at every step
-        undisturbed = run(folder / "undisturbed", self.data, self.save, "--num-workers=2")
+        # Saves at every step.
+        self.options = [f"--precision={precision}", "--save-minutes=0.0001"]
+        self.options.append(f"--train-data-root={pictures}")
+        undisturbed = run(folder / "undisturbed", *self.options, "--num-workers=2")
         self.seconds = undisturbed.seconds
         self.reference = finished_run(folder / "undisturbed")
         self.latencies: list[float] = []  # seconds from a signal to the exit
@@ -150,8 +143,7 @@ class Trials:
         after = self.random.uniform(0, self.seconds)
         first = run(
             root,
-            self.data,
-            self.save,
+            *self.options,
             f"--num-workers={workers[0]}",
             number=signal_number,
             after=after,
@@ -165,7 +157,7 @@ class Trials:
             self.latencies.append(first.seconds - after)
         if signal_number != signal.SIGKILL and first.has_orphans():
             faults.append("orphans")
-        given = () if finds_run(root) else (self.data,)
+        given = () if finds_run(root) else self.options
         second = run(root, "--resume", *given, f"--num-workers={workers[1]}")
         if second.code:
             return [*faults, f"resume ended with {second.code} after {after:.2f} s"]
@@ -186,12 +178,14 @@ def run_trials() -> int:
     parser.add_argument("--kills", type=int, default=200)
     parser.add_argument("--signals", type=int, default=100)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32")
     wanted = parser.parse_args()
     torch.set_num_threads(1)  # a process that has run threads cannot be forked safely
     failed = 0
     with tempfile.TemporaryDirectory() as folder, suppress(KeyboardInterrupt):
-        prepare_demo(Path(folder) / "pictures", count=40)
-        trials = Trials(Path(folder), Path(folder) / "pictures" / "train", wanted.seed)
+        draw_set(Path(folder) / "pictures", count=40)
+        pictures = Path(folder) / "pictures" / "train"
+        trials = Trials(Path(folder), pictures, wanted.seed, wanted.precision)
         print(f"an undisturbed run takes {trials.seconds:.1f} s")
         jobs = [("SIGKILL", signal.SIGKILL, False)] * wanted.kills
         for index in range(wanted.signals):

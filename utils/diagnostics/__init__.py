@@ -1,35 +1,46 @@
-"""Will it learn? Checks of the data, the model and the training, each with what was seen.
+"""Checks of the data, the model and the training, before a training costs time.
 
-A check is a function of a case whose docstring is its row in the table: its name, why it matters,
-and what to do. It returns what it saw, or raises Wrong (✗) or Doubt (!). tests/templates.py runs
-the same functions as tests.
+A check is a function of a case. Its docstring is its row in the table: title, why it matters, what
+to do. It returns what it saw (✓), or raises Wrong (✗), Doubt (!) or NotChecked (–).
+tests/templates.py runs the same functions as tests.
 """
 
 import json
 import re
-import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
-
-from torch import nn
 
 from utils.signals import Stopped
 
 Check = Callable[[Any], str]
 
 
-class Wrong(AssertionError):
-    """✗: the model would not learn, or its numbers would not be true."""
+class Verdict(Exception):
+    """A check ends with another mark than ✓; the message is what it saw."""
+
+    @classmethod
+    def when(cls, condition: Any, seen: str) -> None:
+        """Raise the verdict if the condition holds."""
+        if condition:
+            raise cls(seen)
 
 
-class Doubt(UserWarning):
-    """!: it may be meant so."""
+class Wrong(Verdict, AssertionError):
+    mark = "✗"  # the model would not learn, or its figures would be false
+
+
+class Doubt(Verdict):
+    mark = "!"  # it looks like a fault, but may be intended
+
+
+class NotChecked(Verdict):
+    mark = "–"  # the check does not apply here, or lacks what it needs
 
 
 class Finding(NamedTuple):
-    mark: str  # ✓, ! or ✗
+    mark: str  # ✓, !, ✗ or –
     name: str
     seen: str
     why: str
@@ -37,66 +48,63 @@ class Finding(NamedTuple):
 
     def __str__(self) -> str:
         line = f"{self.mark} {self.name}: {self.seen}"
-        return line if self.mark == "✓" else f"{line}\n    why: {self.why}\n    do:  {self.do}"
+        return f"{line}\n    why: {self.why}\n    do:  {self.do}" if self.mark in "!✗" else line
 
 
-class Table:
-    """What the checks found, shown as it comes, or for machines as JSON at the end."""
+class Findings(list[Finding]):
+    """What the checks found: printed as they come, or all at the end as JSON.
+
+    `with Findings() as findings:` is printed also if the checks cannot go on.
+    """
 
     def __init__(self, as_json: bool = False) -> None:
+        super().__init__()
         self.as_json, self.started = as_json, time.monotonic()
-        self.findings: list[Finding] = []
-        if hasattr(sys.stdout, "reconfigure"):
-            sys.stdout.reconfigure(encoding="utf-8")  # a pipe on Windows has no ✓ otherwise
-
-    def fill(self, checks: Iterable[Check], case: Any) -> None:
-        for finding in run(checks, case):
-            self.findings.append(finding)
-            if not self.as_json:
-                print(finding, flush=True)
-
-    def __enter__(self) -> "Table":
-        return self
-
-    def __exit__(self, *_: Any) -> None:
-        """Sum up, also when the rest cannot be checked."""
-        counts = Counter(finding.mark for finding in self.findings)
-        marks = ", ".join(f"{counts[mark]} {mark}" for mark in "✓!✗")
-        rows = [finding._asdict() for finding in self.findings]
-        line = f"{marks} in {time.monotonic() - self.started:.0f} s"
-        print(json.dumps(rows, ensure_ascii=False) if self.as_json else line)
 
     @property
-    def wrong(self) -> bool:
-        return any(finding.mark == "✗" for finding in self.findings)
+    def exit_code(self) -> int:
+        """The exit code of the command: 1 if something is wrong."""
+        return int(any(finding.mark == "✗" for finding in self))
+
+    def add(self, checks: Iterable[Check], case: Any) -> None:
+        for check in checks:
+            self.append(run_check(check, case))
+            if not self.as_json:
+                print(self[-1], flush=True)
+
+    def __enter__(self) -> "Findings":
+        return self
+
+    def __exit__(self, _type: Any, error: BaseException | None, _trace: Any) -> bool:
+        rows = [finding._asdict() for finding in self]
+        count = Counter(finding.mark for finding in self)
+        marks = f"{count['✓']} ✓, {count['!']} !, {count['✗']} ✗, {count['–']} – (not checked)"
+        line = f"{marks} in {time.monotonic() - self.started:.0f} s"
+        print(json.dumps(rows, ensure_ascii=False) if self.as_json else line)
+        return isinstance(error, Wrong)  # a finding says already that no sample can be read
 
 
-def run(checks: Iterable[Check], case: Any) -> Iterator[Finding]:
-    """Run one check after another; one that breaks down has found something as well."""
-    for check in checks:
-        name, why, do = re.split(r"\n+ *(?:Why|Do): ", check.__doc__)
-        words = [" ".join(part.split()) for part in (why, do)]
-        try:
-            mark, seen = "✓", check(case)
-        except Doubt as doubt:
-            mark, seen = "!", str(doubt)
-        except Wrong as wrong:
-            mark, seen = "✗", str(wrong)
-        except Stopped:
-            raise
-        except Exception as error:  # of a stranger's model or data set
-            mark, seen = "✗", " ".join(f"it raises {type(error).__name__}: {error}".split())[:300]
-        yield Finding(mark, name.strip(), seen, *words)
+def run_check(check: Check, case: Any) -> Finding:
+    """Return what a check finds. An error that the check does not expect is a finding, too."""
+    name, why, do = re.split(r"\n *(?:Why|Do): ", check.__doc__)
+    try:
+        mark, seen = "✓", check(case)
+    except Verdict as verdict:
+        mark, seen = verdict.mark, str(verdict)
+    except Stopped:
+        raise
+    except Exception as error:  # the model and the data set may raise anything
+        mark, seen = "✗", " ".join(f"it raises {type(error).__name__}: {error}".split())[:300]
+    return Finding(mark, name.strip(), seen, " ".join(why.split()), " ".join(do.split()))
 
 
-def some(names: Iterable[Any], most: int = 4) -> str:
-    """Name the first few."""
+def checks_in(names: dict[str, Any]) -> list[Check]:
+    """Return the checks of a module in their order: the functions whose docstrings say why."""
+    return [thing for thing in names.values() if "\n    Why:" in (thing.__doc__ or "")]
+
+
+def some(names: Iterable[Any], limit: int = 4) -> str:
+    """Return the first few names as text, and how many more there are."""
     names = [*map(str, names)]
-    more = f" and {len(names) - most:,} more" if len(names) > most else ""
-    return ", ".join(names[:most]) + more
-
-
-def bad_gradients(model: nn.Module) -> list[str]:
-    """Name the parameters whose gradient is not finite."""
-    grads = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
-    return [name for name, grad in grads.items() if not grad.isfinite().all()]
+    more = f" and {len(names) - limit:,} more" if len(names) > limit else ""
+    return ", ".join(names[:limit]) + more

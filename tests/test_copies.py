@@ -1,0 +1,111 @@
+"""What the README says of adapting the project, done to a copy of it, whose whole suite then runs.
+
+Minutes each, so `make test` leaves them out: `make test-copies`.
+"""
+
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.drawings import draw_set
+from tests.helpers import PROJECT, SMALL, as_words
+
+pytestmark = pytest.mark.copies
+README = (PROJECT / "README.md").read_text(encoding="utf-8")
+ROW = re.compile(r"^\| (.+?) \| ((?:`\S+\.py` ?|`\S+` ?)+) \| (?:`(.+?)`)? ?\|$", re.M)
+PARTS = {
+    name.split()[0].strip("`'s"): (re.findall(r"`(.+?)`", f), line)
+    for name, f, line in (
+        ROW.findall(README.partition("**What you do not need**")[2].partition("\n## ")[0])
+    )
+}
+
+
+def copy_project(folder: Path) -> Path:
+    ignored = shutil.ignore_patterns(
+        ".venv", ".git", "checkpoints", "__pycache__", ".*_cache", "demo", "cache"
+    )
+    shutil.copytree(PROJECT, folder, ignore=ignored)
+    (folder / "checkpoints").mkdir()
+    return folder
+
+
+def remove(part: str, project: Path) -> None:
+    """Delete a part as the README's table says."""
+    files, line = PARTS[part]
+    for file in files:
+        path = project / file
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    if line:
+        text = (project / "main.py").read_text(encoding="utf-8")
+        (found,) = [row for row in text.splitlines(keepends=True) if row.startswith(line)]
+        (project / "main.py").write_text(text.replace(found, ""), encoding="utf-8")
+
+
+def run(project: Path, *words: str) -> str:
+    """Run a Python command in the copy; return what it prints."""
+    done = subprocess.run(
+        [sys.executable, *map(str, words)], cwd=project, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    return done.stdout
+
+
+def lint(project: Path) -> None:
+    run(project, "-m", "ruff", "check", ".")
+    run(project, "-m", "ruff", "format", "--check", ".")
+
+
+def whole_suite(project: Path, *words: str) -> None:
+    lint(project)
+    out = run(project, "-m", "pytest", "-n", "auto", "--dist", "loadfile", *words)
+    assert re.search(r"\d+ passed", out) and "failed" not in out
+
+
+def test_the_readme_has_a_row_for_each_part():
+    assert set(PARTS) == {"check", "prepare", "visdom", "torcheck"}
+    for files, _ in PARTS.values():
+        assert all((PROJECT / file).exists() for file in files)
+
+
+def test_the_project_is_whole_without_all_of_its_parts(tmp_path):
+    project = copy_project(tmp_path / "project")
+    for part in PARTS:
+        remove(part, project)
+    whole_suite(project)
+    found = run(project, "main.py", "help")
+    assert "  train" in found and "  check" not in found and "  prepare" not in found
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_each_part_can_go_and_the_others_stay(part, tmp_path):
+    """The suite of the core does not need the parts; here the tests of the others run."""
+    project = copy_project(tmp_path / "project")
+    remove(part, project)
+    lint(project)
+    run(project, "-m", "pytest", "--collect-only", "-q")
+    others = [file for name, (files, _) in PARTS.items() if name != part for file in files]
+    tests = [file for file in others if file.startswith("tests/test_")]
+    run(
+        project, "-m", "pytest", "-n", "auto", "--dist", "loadfile", "tests/test_options.py", *tests
+    )
+
+
+def test_the_readmes_model_and_data_set_stand_every_test(tmp_path):
+    project = copy_project(tmp_path / "project")
+    for block in re.findall(r"```python\n(.+?)```", README, re.S):
+        path = re.match(r"# (\S+)\n", block)[1]
+        (project / path).write_text(block, encoding="utf-8")
+        package, name = Path(path).parent.name, Path(path).stem
+        line = re.search(rf"`(from \.{name} import \w+)`", README)[1]
+        with (project / package / "__init__.py").open("a", encoding="utf-8") as file:
+            file.write(f"{line}\n")
+    draw_set(tmp_path / "flowers", count=60, kinds=("rose", "tulip"))
+    options = SMALL | {"model": "Tiny", "dataset": "Flowers", "max_epoch": 1}
+    options |= {"train_data_root": tmp_path / "flowers" / "train"}
+    assert "21 rose, 21 tulip" in run(project, "main.py", "train", *as_words(options))
+    whole_suite(project)

@@ -1,0 +1,25 @@
+"""Commands that can be removed: one file each. Delete the file, and its line in main.py."""
+
+from collections.abc import Callable
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+
+def names() -> list[str]:
+    """List the commands whose files are here."""
+    return sorted(path.stem for path in Path(__file__).parent.glob("[!_]*.py"))
+
+
+def command(name: str, *parts: Any) -> Callable[..., Any]:
+    """Return the command `utils/commands/<name>.py`, which is imported when it is called.
+
+    parts: what its function `run` takes besides the options.
+    """
+
+    def call(**options: Any) -> Any:
+        module = import_module(f"utils.commands.{name}")
+        return module.run(module.Options(**options), *parts)
+
+    call.__name__ = name
+    return call

@@ -1,0 +1,87 @@
+"""Say whether data, model and training are sound, and what to do about it."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+from config import DefaultConfig
+
+
+class Options(DefaultConfig):
+    """What `check` takes in addition to the options of `train`."""
+
+    required_path = "train_data_root"
+
+    # Checking
+    json: bool = False  # print the findings as JSON, for programs
+
+
+# A rehearsal of `train`: two short epochs, without what only a long run needs.
+REHEARSAL = {"max_epoch": 2, "batch_size": 8, "accumulate": 1, "num_workers": 0, "resume": False}
+REHEARSAL |= {"cache": "none", "on_device": False, "visdom_port": 1, "debug_file": None}
+
+
+def run(opt: Options, train: Callable) -> list:
+    """Run all checks; print and return what they find.
+
+    train: the command, which is rehearsed with the same options on a few samples.
+    """
+    import tempfile
+    from dataclasses import replace
+
+    import data
+    import models
+    from utils import diagnostics, recipe
+    from utils.device import set_up_device
+    from utils.diagnostics import data as data_checks
+    from utils.diagnostics import learning as learning_checks
+    from utils.diagnostics import model as model_checks
+    from utils.options import find_class
+
+    given = {name: getattr(opt, name) for name in opt.given if hasattr(DefaultConfig, name)}
+    device, amp = set_up_device(opt.use_gpu, opt.precision, opt.deterministic)
+
+    def make_loader(part: data.ImageDataset, workers: int) -> data.Loader:
+        return data.Loader(part, 8, workers, seed=opt.seed)
+
+    def open_test() -> data.ImageDataset | None:
+        return data.open_split(opt, "test") if Path(opt.test_data_root).exists() else None
+
+    def rehearse() -> None:
+        few = data_checks.few_samples_of(find_class(data, opt.dataset))
+        with tempfile.TemporaryDirectory() as folder:
+            train(**{**given, **REHEARSAL, "dataset": few, "checkpoint_root": folder})
+
+    with diagnostics.Findings(opt.json) as findings:
+        # step 1: the data
+        splits = [
+            data_checks.Split(mode, data.open_split(opt, mode), make_loader)
+            for mode in ("train", "val")
+        ]
+        findings.add(data_checks.CHECKS, data_checks.DataCase(*splits, open_test))
+
+        # step 2: the model, on the CPU
+        images, labels = splits[0].batch
+        case = model_checks.ModelCase(
+            make_model=lambda num_classes: models.new(opt, num_classes),
+            images=images,
+            labels=labels,
+            classes=list(splits[0].classes),
+            options=opt,
+            weights_loaded=bool(opt.pretrained or opt.load_model_path),
+        )
+        findings.add(model_checks.CHECKS, case)
+
+        # step 3: how it learns, on the device; dropout would only hide whether it can
+        opt.dropout = 0.0
+        case = replace(
+            case,
+            make_model=lambda num_classes: models.new(opt, num_classes).to(device),
+            images=images.to(device),
+            labels=labels.to(device),
+            criterion=recipe.build_criterion(opt, splits[0].counts).to(device),
+            amp=amp,
+            rehearse=rehearse,
+            folder=Path(opt.checkpoint_root),
+        )
+        findings.add(learning_checks.CHECKS, case)
+    return findings

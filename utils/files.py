@@ -1,0 +1,75 @@
+"""Files that are always whole: written beside their place, flushed to the disk, then renamed.
+
+No torch here.
+"""
+
+import csv
+import errno
+import io
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, BinaryIO
+
+
+def replace_file(
+    path: str | Path, write: Callable[[BinaryIO], object], keep_previous: bool = False
+) -> None:
+    """Let `write(file)` fill a new file that then takes the place of `path`.
+
+    A kill or a power cut at any moment leaves the old file or the new one, never a part of one.
+    keep_previous: the old file stays as `previous(path)`. An OSError leaves the old file in place.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        with open(temporary, "wb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())  # the contents have to be on the disk before the new name is
+        if keep_previous and path.exists():
+            os.replace(path, previous(path))
+        os.replace(temporary, path)
+        sync_folder(path.parent)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def previous(path: Path) -> Path:
+    """Return where the file that `path` replaced is kept: last.pth has last.previous.pth."""
+    return path.with_suffix(f".previous{path.suffix}")
+
+
+def sync_folder(folder: Path) -> None:
+    """Write the names in a folder to the disk, so that a renaming outlives a power cut."""
+    if os.name != "posix":  # Windows has no such call
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # some network disks cannot do it
+            raise
+    finally:
+        os.close(descriptor)
+
+
+def write_text(path: str | Path, text: str) -> None:
+    replace_file(path, lambda file: file.write(text.encode()))
+
+
+def write_json(path: str | Path, contents: Any) -> None:
+    write_text(path, json.dumps(contents, indent=2, ensure_ascii=False) + "\n")
+
+
+def write_csv(path: str | Path, rows: list[dict[str, Any]]) -> None:
+    """Write a table: a column for each key of any row, an empty cell where a row lacks it."""
+    text = io.StringIO(newline="")
+    columns = dict.fromkeys(key for row in rows for key in row)
+    table = csv.DictWriter(text, columns, lineterminator="\n")
+    table.writeheader()
+    table.writerows(rows)
+    write_text(path, text.getvalue())

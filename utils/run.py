@@ -1,0 +1,263 @@
+"""A training run: its folder, log and signals, and how its state is saved and resumed."""
+
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+from torch.utils.data import Dataset
+from tqdm import tqdm
+
+from utils import checkpoint, files, metrics, report, run_folder
+from utils.checkpoint import plain_copy
+from utils.device import Precision, has_native_bf16
+from utils.guard import NotFinite, not_finite
+from utils.options import Options
+from utils.signals import StopRequest
+from utils.visualize import Visualizer
+
+History = list[dict[str, float]]  # a row an epoch
+
+
+class Run:
+    """Guards the loops of `train`: nothing that happens outside of them can lose the run.
+
+    `Run.open` decides whether the run is new or resumed, `start` makes its folder and restores its
+    state. `with run:` around the loops notes signals, and saves on the way out if an exception ends
+    them. `step_done` and `epoch_done` tell it where the loops are. The loops wait for a copy of the
+    state in memory; a thread writes it. A disk that fails costs a warning, not the run.
+    """
+
+    def __init__(self, opt: Options, folder: Path | None, saved: Mapping[str, Any]) -> None:
+        self.opt, self.folder, self.saved = opt, folder, saved
+        self.unwritten_lines: list[str] = []  # of log.txt
+        self.disk_failures: dict[Path, str] = {}  # files whose newest contents are not on the disk
+        self.stop = StopRequest(advice="; --resume goes on")
+
+    @classmethod
+    def open(cls, opt: Options) -> "Run":
+        """Return a new run, or the one that --resume names. Nothing is written yet."""
+        folder = Path(opt.resume) if isinstance(opt.resume, str) else None
+        if opt.resume is True and not (folder := run_folder.newest_run(opt.checkpoint_root)):
+            tqdm.write(f"{opt.checkpoint_root} has no run to resume; a new one starts")
+        if folder is None:
+            return cls(opt, None, {})
+        folder = folder.parent if folder.is_file() else folder  # --resume=RUN/last.pth
+        saved = checkpoint.read_newest(folder / "last.pth")
+        return cls(opt.resumed(saved["options"]), folder, saved)
+
+    def start(self, dataset: Dataset, amp: Precision, **tracked: Any) -> tuple[int, int, History]:
+        """Return the epoch, step and history to begin with; restore the tracked objects.
+
+        dataset: of the training split. tracked: the objects whose `state_dict` makes up the state
+        of the run, among them `model`.
+        """
+        self.opt.precision = amp.name  # "auto" may mean something else on another machine
+        self.amp, self.model = amp, tracked["model"]
+        self.facts = plain_copy(
+            {
+                "classes": list(dataset.classes),
+                "mean": list(dataset.mean),
+                "std": list(dataset.std),
+                "data": dataset.fingerprint,
+                "device": next(self.model.parameters()).device.type,
+            }
+        )
+        is_new = self.folder is None
+        if is_new:
+            self.folder = run_folder.new_run(self.opt.checkpoint_root, self.opt.model)
+        self.lock = run_folder.lock(self.folder, self.log)
+        for half_written in self.folder.glob(".*.tmp"):  # of a run that was killed
+            half_written.unlink()
+        self._write_options()
+        if is_new:
+            files.write_json(self.folder / "environment.json", run_folder.environment())
+        self.vis = Visualizer(self.opt.env, self.folder, self.opt.visdom_port)
+        self.tracked = {**tracked, "amp": amp, "vis": self.vis}
+        self.writer = ThreadPoolExecutor(max_workers=1)
+        self.writing: Future = self.writer.submit(int)
+        self.saved_at, self.read_back = time.monotonic(), False
+        self._restore()
+        place = {"epoch": 0, "step": 0, "history": []}
+        self._note_place(**{name: self.saved.get(name, first) for name, first in place.items()})
+        return tuple(self.place.values())
+
+    def _restore(self) -> None:
+        if not self.saved:
+            return
+        for name, item in self.tracked.items():
+            if name == "model":
+                checkpoint.load_weights(item, self.saved[name], source=self.folder)
+            else:
+                item.load_state_dict(self.saved[name])
+        self.log(f"goes on at epoch {self.saved['epoch'] + 1}, step {self.saved['step'] + 1}")
+        device = next(self.model.parameters()).device
+        if device.type != self.saved["device"]:
+            self.log(f"it began on {self.saved['device']}: on {device.type} the bits will differ")
+        if self.amp.name == "bf16" and not has_native_bf16(device):
+            self.log(
+                "it began in bfloat16, which is slow here: see --precision and --allow-changes"
+            )
+
+    def log(self, line: str) -> None:
+        """Print a line without breaking the progress bar, and keep it in log.txt."""
+        tqdm.write(line)
+        self.unwritten_lines.append(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {line}\n")
+        if self.folder:
+            with suppress(OSError), open(self.folder / "log.txt", "a", encoding="utf-8") as file:
+                file.writelines(self.unwritten_lines)
+                self.unwritten_lines.clear()
+
+    def step_done(self, epoch: int, step: int, history: History) -> None:
+        """Note that `step` steps of the epoch are done. Save if it is time; end if asked to."""
+        self._note_place(epoch=epoch, step=step, history=history)
+        if self.amp.updates == 1:
+            self._name_idle_weights()
+        if time.monotonic() - self.saved_at > 60 * self.opt.save_minutes:
+            self.save("last.pth")
+        self.stop.raise_if_received()
+
+    def epoch_done(self, epochs: int, history: History) -> None:
+        """Write the newest row of the history to metrics.csv, the log and the curves; save all."""
+        row = history[-1]
+        with self.disk(self.folder / "metrics.csv"):
+            files.write_csv(self.folder / "metrics.csv", history)
+        self.log(", ".join(f"{name} {value:.4g}" for name, value in row.items()))
+        self.vis.plot_many({k: v for k, v in row.items() if k not in ("epoch", "lr")}, x=epochs)
+        self.vis.flush()
+        self._note_place(epoch=epochs, step=0, history=history)
+        is_best = metrics.is_best(self.opt.best_metric, history)
+        self.save(*["best.pth"] * is_best, "last.pth")
+        self.stop.raise_if_received()
+
+    def stoppable(self, batches: Iterable[Any]) -> Iterator[Any]:
+        """Yield the batches; end the run if a signal comes."""
+        for batch in batches:
+            yield batch
+            self.stop.raise_if_received()
+
+    def load_best(self) -> None:
+        """Give the model its best weights."""
+        self.wait()
+        if (self.folder / "best.pth").exists():  # else the disk is full
+            checkpoint.load_file(self.model, self.folder / "best.pth")
+
+    def write_report(
+        self, history: History, logits: Tensor, labels: Tensor, samples: Dataset
+    ) -> None:
+        """Write report.html and log what the best weights do on the val split.
+
+        samples: the data set of (image, label) that the logits (M, K) and labels (M,) belong to.
+        """
+        summary, path = metrics.summarize(logits, labels), self.folder / "report.html"
+        with self.disk(path):
+            page = report.render(
+                title=f"{self.opt.model} on {self.opt.dataset}",
+                options=self.opt.result_options(),
+                history=history,
+                summary=summary,
+                mistakes=metrics.worst_mistakes(logits, labels),
+                samples=samples,
+                classes=self.facts["classes"],
+            )
+            files.write_text(path, page)
+        self.stop.raise_if_received()
+        mirror = ", with mirror images" if self.opt.mirror else ""
+        text = metrics.as_text(summary, self.facts["classes"])
+        self.log(f"the best epoch on val{mirror}:\n{text}")
+        self.log(f"weights   {self.folder / 'best.pth'}\nreport    {path}")
+
+    def save(self, *names: str) -> None:
+        """Copy the state; a thread writes it to the files `names` of the folder.
+
+        Raises NotFinite for weights that are NaN or infinite: no file shall have them.
+        """
+        state = {name: item.state_dict() for name, item in self.tracked.items()}
+        contents = plain_copy({**state, "options": self.opt.state_dict(), **self.place})
+        parameters = dict(self.model.named_parameters())
+        if bad := not_finite((n, contents["model"].get(n)) for n in parameters):
+            raise NotFinite(f"{bad[0]} is not finite")
+        if self.opt.state_dict() != self.written_options:  # changed in the debugger
+            self._write_options()
+        self.wait()
+        self.writing = self.writer.submit(self._write, contents | self.facts, names)
+        self.saved_at = time.monotonic()
+
+    def wait(self) -> None:
+        """Wait until what was saved last is on the disk."""
+        self.writing.result()
+
+    @contextmanager
+    def disk(self, path: Path) -> Iterator[None]:
+        """Turn an OSError while `path` is written into a warning; at the end it is an error."""
+        try:
+            yield
+        except OSError as error:
+            reason = error.strerror or str(error)
+            if reason not in self.disk_failures.values():
+                self.log(f"{path} cannot be written ({reason}); the run goes on and tries again")
+            self.disk_failures[path] = reason
+        else:
+            self.disk_failures.pop(path, None)
+
+    def __enter__(self) -> "Run":
+        self.stop.__enter__()
+        return self
+
+    def __exit__(self, error_type: Any, error: BaseException | None, trace: Any) -> None:
+        try:
+            if error and self.marker == self._marker():
+                self.save("last.pth")
+            self.wait()
+        except FloatingPointError as not_saved:
+            error = not_saved
+        finally:
+            self.writer.shutdown()
+            (self.vis.flush if error else self.vis.close)()
+            self.lock.close()
+            self.stop.__exit__(error_type, error, trace)
+        if isinstance(error, FloatingPointError):
+            raise NotFinite(f"{error}; {self._advice()}") from error
+        if self.disk_failures and not error:
+            words = ", ".join(f"{path} ({why})" for path, why in self.disk_failures.items())
+            raise OSError(f"the run is complete but not all on the disk: {words}")
+
+    def _note_place(self, **place: Any) -> None:
+        self.place, self.marker = place, self._marker()
+
+    def _marker(self) -> tuple[int, int]:
+        """Return numbers that grow when weights or BatchNorm's statistics change.
+
+        If they have grown since the place was noted, the state no longer belongs to that place.
+        """
+        return self.amp.updates, sum(buffer._version for buffer in self.model.buffers())
+
+    def _name_idle_weights(self) -> None:
+        weights = self.model.named_parameters()
+        idle = [name for name, weight in weights if weight.requires_grad and weight.grad is None]
+        if idle:
+            more = f" and {len(idle) - 4} more" if len(idle) > 4 else ""
+            self.log(f"no gradient reaches {', '.join(idle[:4])}{more}; try: python main.py check")
+
+    def _write(self, contents: Mapping[str, Any], names: tuple[str, ...]) -> None:
+        for name in names:
+            path = self.folder / name
+            with self.disk(path):
+                checkpoint.write(path, contents, keep_previous=name == "last.pth")
+                if not self.read_back:  # the first file shows that a run of this kind can be read
+                    checkpoint.read(path, digest_required=True)
+                    self.read_back = True
+
+    def _write_options(self) -> None:
+        self.written_options = self.opt.state_dict()
+        with self.disk(self.folder / "config.json"):
+            files.write_json(self.folder / "config.json", self.written_options)
+
+    def _advice(self) -> str:
+        last = self.folder / "last.pth"
+        if not last.exists():
+            return "nothing is saved yet: start again with a lower --lr"
+        return f"{last} is good: --resume={self.folder} --allow-changes and a lower --lr go on"

@@ -1,0 +1,78 @@
+"""The folder of a run: where it is made, found and locked, and what it ran on. No torch here."""
+
+import errno
+import os
+import platform
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, TextIO
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
+
+PROJECT = Path(__file__).resolve().parent.parent
+PACKAGES = ("torch", "torchvision", "numpy", "pillow", "fire", "visdom", "torchnet", "tensorboard")
+
+
+def new_run(root: str | Path, name: str) -> Path:
+    """Make and return `<root>/<name>_<YYYYmmdd_HHMMSS>`, a folder that no other run has."""
+    stem = f"{name}_{time.strftime('%Y%m%d_%H%M%S')}"
+    for number in range(1, 1000):
+        folder = Path(root) / (stem if number == 1 else f"{stem}_{number}")
+        try:
+            folder.mkdir(parents=True)
+            return folder
+        except FileExistsError:  # of a run that began in the same second
+            continue
+    raise FileExistsError(f"{root} has a thousand runs named {stem}")
+
+
+def newest_run(root: str | Path) -> Path | None:
+    """Return the run under `root` that saved a checkpoint last, or None."""
+    saved = [(path.stat().st_mtime, path.parent) for path in Path(root).glob("*/last*.pth")]
+    return max(saved)[1] if saved else None
+
+
+def lock(folder: Path, log: Callable[[str], None]) -> TextIO:
+    """Reserve a run's folder for this process until it ends or closes the file returned.
+
+    Raises OSError if another process has it. A file system without locks costs a line in the log.
+    """
+    file = open(folder / ".lock", "a")  # noqa: SIM115
+    try:
+        if fcntl:  # Windows has none. A record lock: loader processes do not inherit it.
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno in (errno.EACCES, errno.EAGAIN):
+            raise OSError(f"another process is training in {folder}: wait until it ends") from None
+        log(f"{folder} cannot be locked ({error.strerror}): do not start a second run in it")
+    return file
+
+
+def environment() -> dict[str, Any]:
+    """Return what this run ran on, enough to repeat it."""
+    versions = {}
+    for package in PACKAGES:
+        try:
+            versions[package] = version(package)
+        except PackageNotFoundError:
+            versions[package] = None
+    describe = ["git", "-C", str(PROJECT), "describe", "--always", "--dirty", "--abbrev=40"]
+    try:
+        commit = subprocess.check_output(describe, text=True, stderr=subprocess.DEVNULL).strip()
+    except (OSError, subprocess.CalledProcessError):  # no git, or not a clone
+        commit = None
+    return {
+        "command": sys.argv,
+        "git_commit": commit,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "cores": os.cpu_count(),
+        "packages": versions,
+    }
