@@ -19,17 +19,16 @@ from utils.options import (
 
 # The commands of the core: what each does, and the option whose path must exist before it starts.
 COMMANDS = {
-    "train": ("train a model, validating after each epoch", "train_data_root"),
-    "val": ("measure a checkpoint on the val split of its own data", None),
-    "test": ("write result.csv for unlabelled pictures", "test_data_root"),
-    "help": ("show the commands and every option; help COMMAND: what a command adds", None),
+    "train": ("Train a model, validating after each epoch.", "train_data_root"),
+    "val": ("Measure a checkpoint on the val split of its own data.", None),
+    "test": ("Write result.csv for unlabelled pictures.", "test_data_root"),
+    "help": ("Show the commands and every option; help COMMAND shows what a command adds.", None),
 }
 
 # Options that do not change the result of a run: --resume takes other values without a question.
 CHANGEABLE_ON_RESUME = """
-    resume allow_changes save_minutes num_workers cache cache_root train_data_root test_data_root
-    env visdom_port checks print_freq debug_file traceback debug_on_error checkpoint_root
-    result_file
+    save_minutes num_workers cache cache_root train_data_root test_data_root env visdom_port checks
+    print_freq debug_file traceback debug_on_error checkpoint_root result_file
 """
 
 

@@ -179,10 +179,10 @@ def open_checkpoint(
 
 
 if __name__ == "__main__":
-    functions = {name: globals()[name] for name in [*COMMANDS, *commands.names()]}
+    names = [name for name in [*COMMANDS, *commands.names()] if name in globals()]
     with one_line_failures("--traceback=True" in sys.argv, "--debug_on_error=True" in sys.argv):
         result = fire.Fire(
-            {name: SetParseFn(str)(function) for name, function in functions.items()},
+            {name: SetParseFn(str)(globals()[name]) for name in names},  # values stay text
             serialize=lambda result: None,  # what a command returns is for notebooks
         )
     sys.exit(getattr(result, "exit_code", 0))

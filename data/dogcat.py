@@ -121,22 +121,24 @@ class DogCat(ImageDataset):
         labels = {folded(name): label for label, name in enumerate(self.classes)}
         names = "()" if self.mode == "test" else rf"({'|'.join(map(re.escape, labels))})\."
         pattern = re.compile(rf"{names}(\d{{1,18}})\.({SUFFIXES})", re.A)
-        found: dict[int | str, Row] = {}
+        found: list[Row] = []
+        numbers: set[int] = set()  # of mode "test", where a number is an id
         for entry in sorted(os.scandir(self.root), key=lambda entry: entry.name):
             if entry.name.startswith(".") or entry.name.lower() in SYSTEM_FILES:
                 continue
-            name, match = printable(entry.name), pattern.fullmatch(folded(entry.name))
+            match = pattern.fullmatch(folded(entry.name))
             if not match:
-                self.rejected[name] = "its name is not like " + self.example
+                self.rejected[printable(entry.name)] = "its name is not like " + self.example
             # A link to itself makes entry.is_file() raise.
             elif not (entry.is_file(follow_symlinks=False) or os.path.isfile(entry.path)):
-                self.rejected[name] = "it is not a file"
-            elif self.mode == "test" and int(match[2]) in found:
-                self.rejected[name] = "another picture has the same number"
+                self.rejected[printable(entry.name)] = "it is not a file"
+            elif int(match[2]) in numbers:
+                self.rejected[printable(entry.name)] = "another picture has the same number"
             else:
-                key = int(match[2]) if self.mode == "test" else name
-                found[key] = labels.get(match[1], 0), int(match[2]), entry.name
-        return sorted(found.values())
+                found.append((labels.get(match[1], 0), int(match[2]), entry.name))
+                if self.mode == "test":
+                    numbers.add(int(match[2]))
+        return sorted(found)
 
     def _other_files(self) -> str:
         folders = [printable(p.name) for p in sorted(self.root.iterdir()) if p.is_dir()][:3]

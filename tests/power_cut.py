@@ -308,10 +308,13 @@ def folders_of(path: str) -> list[str]:
     return [folder.as_posix() for folder in PurePosixPath(path).parents][:-1]
 
 
-def states(recording: Iterable[Operation], first: int = 0) -> Iterator[tuple[int, Contents]]:
+def states(
+    recording: Iterable[Operation], first: int = 0, limit: int = 20_000
+) -> Iterator[tuple[int, Contents]]:
     """Yield (number of operations done, state) for a power cut after `first` operations or later.
 
-    A state is yielded once for each interval between two notes.
+    A state is yielded once for each interval between two notes. AssertionError after `limit`
+    states: their number is exponential in the number of files and names that are not synced.
     """
     disk, known = Disk(), set()
     for number, operation in enumerate([*recording, Operation("end")]):
@@ -319,6 +322,8 @@ def states(recording: Iterable[Operation], first: int = 0) -> Iterator[tuple[int
             for state in disk.after_cut():
                 if (key := frozenset(state.items())) not in known:
                     known.add(key)
+                    limit -= 1
+                    assert limit >= 0, "too many states: too little is synced"
                     yield number, state
         if operation.kind == "note":
             known.clear()

@@ -85,7 +85,7 @@ class Shell:
             env=self.env,
             capture_output=True,
             encoding="utf-8",
-            timeout=60,
+            timeout=300,
         )
 
 

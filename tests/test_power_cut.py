@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 from torch import Tensor, nn
-from torch.utils.data import Dataset
 
 import main
 from tests.crash.__main__ import differences, same
@@ -128,17 +127,17 @@ class Tiny(nn.Module):
 
 
 class Training:
-    """A training that saves at each step, recorded; and every version of what it saved."""
+    """A training that saves at each step, recorded; every state that a power cut leaves of it."""
 
     def __init__(self, pictures: Path, folder: Path) -> None:
         self.folder = folder
         (folder / "disk").mkdir()
-        with pytest.MonkeyPatch.context() as patch, record(folder / "disk") as self.operations:
+        with pytest.MonkeyPatch.context() as patch, record(folder / "disk") as operations:
             replace_file = files.replace_file
 
             def replace_and_note(path: Path, *rest: object) -> None:
                 replace_file(path, *rest)
-                self.operations.note(path)
+                operations.note(path)
 
             for module in (files, checkpoint):
                 patch.setattr(module, "replace_file", replace_and_note)
@@ -147,34 +146,33 @@ class Training:
             data = pictures / "train"
             self.run = main.train(model=Tiny, train_data_root=data, checkpoint_root=root, **options)
         self.last = (self.run / "last.pth").relative_to(folder / "disk").as_posix()
-        self.notes = [n for n, one in enumerate(self.operations) if one.kind == "note"]
-        self.versions: dict[str, list[bytes | None]] = {}  # of each file: first there is none
-        for number in self.notes:
-            path = self.operations[number].path
-            versions = self.versions.setdefault(path, [None])
-            versions.append(replay(self.operations[:number])[path])
+        self.previous = files.previous(Path(self.last)).as_posix()
+        self.states = list(states(operations))
+        self.notes = [
+            (number, one.path) for number, one in enumerate(operations) if one.kind == "note"
+        ]
+        self.versions: dict[str, list[bytes | None]] = {}  # of each saved file; first there is none
+        for number, path in self.notes:
+            version = replay(operations[:number])[path]
+            self.versions.setdefault(path, [None]).append(version)
         self.saves = [None, *map(self.read, self.versions[self.last][1:])]
 
     def read(self, version: bytes) -> dict:
         (self.folder / "version.pth").write_bytes(version)
         return checkpoint.read(self.folder / "version.pth", digest_required=True)
 
-    def moments_of(self, epoch: int, step: int) -> tuple[int, int]:
-        """Return the numbers of operations done when the state of this step began and was saved.
-
-        It begins when last.pth has the state before.
-        """
-        place = [(save["epoch"], save["step"]) for save in self.saves[1:]].index((epoch, step))
-        saved = [0, *(n + 1 for n in self.notes if self.operations[n].path == self.last)]
-        return saved[place], saved[place + 1]
-
-    def states(self, first: int, last: int) -> list[tuple[int, Contents]]:
-        return list(states(self.operations[:last], first))
-
     def allowed(self, path: str, moment: int) -> slice:
-        """Return which versions may be there: what was saved last, and what is saved next."""
-        done = sum(self.operations[n].path == path for n in self.notes if n < moment)
+        """Return which versions may be there: what was saved last, and what is being saved."""
+        done = [path for number, path in self.notes if number < moment].count(path)
         return slice(done, done + 2)
+
+    def end_of_epoch(self, epochs: int) -> list[Contents]:
+        """Return what cuts leave during the last save within an epoch and those at its end."""
+        index = [(save["epoch"], save["step"]) for save in self.saves[1:]].index((epochs, 0))
+        saved = [number for number, path in self.notes if path == self.last]
+        return [
+            state for moment, state in self.states if saved[index - 2] < moment <= saved[index] + 1
+        ]
 
     def build(self, state: Contents) -> Path:
         """Make a disk with this state; return the run's folder."""
@@ -186,45 +184,39 @@ class Training:
 @pytest.fixture(scope="module")
 def training(pictures, tmp_path_factory) -> Iterator[Training]:
     with pytest.MonkeyPatch.context() as patch:  # drawing curves takes most of the time
-        patch.setattr(report, "render", plain_report)
+        patch.setattr(report, "render", lambda samples, **parts: repr(parts))
         yield Training(pictures, tmp_path_factory.mktemp("training"))
 
 
-def plain_report(samples: Dataset, **parts: object) -> str:
-    return repr(parts)
+def test_any_cut_leaves_what_was_saved_last_or_is_being_saved(training):
+    assert len(training.states) > 2000
+    looked_at = set()
+    for moment, state in training.states:
+        allowed = {path: training.allowed(path, moment) for path in training.versions}
+        for path in set(allowed) - {training.last}:
+            assert state.get(path) in training.versions[path][allowed[path]], (moment, path)
+        # The rest depends on the two files of the state alone.
+        saves = training.saves[allowed[training.last]]
+        key = allowed[training.last].start, state.get(training.last), state.get(training.previous)
+        if key not in looked_at:
+            looked_at.add(key)
+            run = training.build(state)
+            if run_folder.newest_run(run.parent):
+                newest = checkpoint.read_newest(run / "last.pth")
+                assert any(same(newest, save) for save in saves if save), moment
+            else:
+                assert None in saves, moment
+    assert len(looked_at) > 100
 
 
-@pytest.fixture(scope="module")
-def end_of_epoch(training) -> list[tuple[int, Contents]]:
-    """Return what cuts leave during the last save within epoch 2 and those at its end."""
-    steps = max(save["step"] for save in training.saves[1:])
-    return training.states(training.moments_of(1, steps)[0], training.moments_of(2, 0)[1])
-
-
-def test_any_cut_leaves_the_newest_save_or_the_one_before(training, end_of_epoch):
-    first_save = training.states(0, training.moments_of(0, 1)[1])
-    assert len(first_save) > 20 and len(end_of_epoch) > 200
-    for moment, state in first_save + end_of_epoch:
-        run = training.build(state)
-        for path, versions in training.versions.items():
-            if path != training.last:
-                assert state.get(path) in versions[training.allowed(path, moment)], path
-        allowed = training.saves[training.allowed(training.last, moment)]
-        if run_folder.newest_run(run.parent):
-            newest = checkpoint.read_newest(run / "last.pth")
-            assert any(same(newest, save) for save in allowed if save), moment
-        else:
-            assert None in allowed, moment
-
-
-def test_a_run_resumed_after_a_cut_comes_to_the_same_bits(training, end_of_epoch):
-    distinct = {}  # (the save that is resumed, the names of the files): a state
-    for _, state in end_of_epoch:
-        newest = state.get(training.last) or state[training.last.replace("last", "last.previous")]
-        distinct[newest, frozenset(state)] = state
-    assert len(distinct) > 10
-    chosen = random.Random(0).sample([state for _, state in end_of_epoch], 12)
-    for state in [*distinct.values(), *chosen]:
+def test_a_run_resumed_after_a_cut_comes_to_the_same_bits(training):
+    outcomes = {}  # (the save that is resumed, the names of all files): one of these states
+    for state in training.end_of_epoch(2):
+        newest = state.get(training.last) or state[training.previous]
+        outcomes[newest, frozenset(state)] = state
+    assert len(outcomes) > 10
+    saved = [s for _, s in training.states if {training.last, training.previous} & s.keys()]
+    for state in [*outcomes.values(), *random.Random(0).sample(saved, 12)]:
         run = training.build(state)
         main.train(resume=run, save_minutes=10)
         assert list(differences(training.run, run)) == []

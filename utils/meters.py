@@ -3,11 +3,18 @@
 Tensors are kept as they come, on their device, and read only in `value()`: a step never waits.
 """
 
+import sys
+from types import ModuleType
+
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from torchnet import meter
+
+# torchnet imports its logger as well, which needs visdom and is not used here: an empty one does.
+sys.modules.setdefault("torchnet.logger", ModuleType("torchnet.logger"))
+
+from torchnet import meter  # noqa: E402
 
 
 class AverageMeter:

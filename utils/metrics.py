@@ -93,7 +93,7 @@ def class_scores(confusion: Tensor) -> dict[str, Tensor]:
 
 
 def wilson_interval(correct: int, count: int, z: float = 1.96) -> tuple[float, float]:
-    """Return the 95 % interval of a share, right for few pictures and near 0 or 1 (Wilson, 1927)."""
+    """Return the 95 % interval of a share (Wilson, 1927), right for few pictures too."""
     share, square = correct / count, z * z / count
     middle = (share + square / 2) / (1 + square)
     half = math.sqrt(square * share * (1 - share) + square * square / 4) / (1 + square)

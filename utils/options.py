@@ -18,7 +18,7 @@ from pathlib import Path
 from types import ModuleType, NoneType, UnionType
 from typing import Annotated, Any, Literal, NamedTuple, Union, get_args, get_origin, get_type_hints
 
-from utils import commands as rooms
+from utils.commands import names as optional_commands
 
 PROJECT = Path(__file__).resolve().parent.parent
 NOT_SAVED = ("resume", "allow_changes")  # they hold for one command only
@@ -214,9 +214,8 @@ class Options:
             if not (name == "max_epoch" and new > old)
         ]
         if changed and not self.allow_changes:
-            changes = ", ".join(changed)
             raise UsageError(
-                f"{changes} would change the result of the run; leave out, or add --allow-changes"
+                f"{', '.join(changed)} would change the result: leave out, or add --allow-changes"
             )
         options.given = self.given
         vars(options).update({name: getattr(self, name) for name in self.given})
@@ -239,9 +238,9 @@ class Options:
     @classmethod
     def advice(cls, wrong: str) -> str:
         """Return how "there is no option --wrong" goes on: where it belongs, or what is meant."""
-        for room in rooms.names():
-            if wrong in room_options(room).hints():
-                return f" here; it belongs to the command {room}"
+        for command in optional_commands():
+            if wrong in options_of(command).hints():
+                return f" here; it belongs to the command {command}"
         hints, wrong = cls.hints(), wrong.lower()
         pairs = [entry.split(": ") for entry in re.split(r"[;\n]\s*", SYNONYMS.strip())]
         names = {other: name for name, others in pairs if name in hints for other in others.split()}
@@ -257,17 +256,17 @@ class Options:
         return "; python main.py help shows every option"
 
 
-def room_options(room: str) -> type[Options]:
-    return import_module(f"utils.commands.{room}").Options
+def options_of(command: str) -> type[Options]:
+    return import_module(f"utils.commands.{command}").Options
 
 
 def help_text(config: type[Options], commands: Mapping[str, tuple], command: str = "") -> str:
     """Return the help page of the project, or of one command in utils/commands/."""
-    trees = {room: syntax_tree(f"utils/commands/{room}.py") for room in rooms.names()}
+    trees = {name: syntax_tree(f"utils/commands/{name}.py") for name in optional_commands()}
     words = {name: text for name, (text, _) in commands.items()}
-    words |= {room: (ast.get_docstring(tree) or "").split("\n")[0] for room, tree in trees.items()}
+    words |= {name: (ast.get_docstring(tree) or "").split("\n")[0] for name, tree in trees.items()}
     if command in trees:
-        lines = [words[command], "", f"Options of {command}", *room_options(command).table()]
+        lines = [words[command], "", f"Options of {command}", *options_of(command).table()]
         lines += ["", "All options that `python main.py help` shows can be given, too."]
     else:
         command = "COMMAND"
@@ -303,7 +302,7 @@ def check_usage(
 
     Exit code 2 and one line for wrong usage, 0 for help. Takes no more than the standard library.
     """
-    known = [*commands, *rooms.names()]
+    known = [*commands, *optional_commands()]
     words = [word for word in arguments if word not in ("-h", "--help")]
     help_wanted = len(words) < len(arguments) or words[:1] in ([], ["help"])
     try:
@@ -313,7 +312,7 @@ def check_usage(
         if help_wanted:
             print(help_text(config, commands, command))
             sys.exit(0)
-        options = config if command in commands else room_options(command)
+        options = config if command in commands else options_of(command)
         required = commands[command][1] if command in commands else options.required_path
         opt, hints = options(**given), options.hints()
         inputs = [name for name in given if InputPath in (hints[name], *get_args(hints[name]))]

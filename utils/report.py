@@ -89,7 +89,7 @@ def draw_curves(epochs: list[int], curves: dict[str, list[float]]) -> str:
 
 
 def draw_calibration(bins: list[tuple[int, float, float]]) -> str:
-    """Draw the accuracy of the predictions by confidence; a larger point stands for more pictures."""
+    """Draw the accuracy of the predictions by confidence; larger points stand for more pictures."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(5, 3), dpi=150, layout="constrained")

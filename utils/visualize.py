@@ -19,10 +19,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 # SummaryWriter's thread prints an error that SummaryWriter's next call raises: do not print it.
-print_error = threading.excepthook
-threading.excepthook = lambda args: (
-    "tensorboard" in type(args.thread).__module__ or print_error(args)
-)
+hook = threading.excepthook
+threading.excepthook = lambda args: "tensorboard" in type(args.thread).__module__ or hook(args)
 
 
 class Visualizer:
@@ -102,7 +100,7 @@ class Visualizer:
         self.writer.finish()
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(vars(self).get("vis"), name)  # without `get`, a missing `vis` would recurse
+        return getattr(vars(self).get("vis"), name)  # `self.vis`, if not set yet, would recurse
 
 
 class Viewer:
@@ -138,9 +136,9 @@ class Viewer:
             call()
 
     def finish(self) -> None:
-        """End the thread once it has made all calls, or after a time limit."""
+        """Wait for the thread to make the queued calls, at most 6 s; then make no more."""
         self.calls.put(None)
-        self.thread.join(timeout=6)  # seconds; longer than the client waits for an answer
+        self.thread.join(timeout=6)  # longer than the client waits for an answer
         self.target = None
 
 

@@ -4,7 +4,10 @@ import os
 import random
 import tempfile
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import parent_process
 from pathlib import Path
+from threading import Thread
 from typing import Literal
 
 from config import DefaultConfig
@@ -41,9 +44,8 @@ def run(opt: Options) -> Path:
     hidden = {"prefix": f".{target.name}-", "dir": target.parent}
     with StopRequest() as stop, tempfile.TemporaryDirectory(**hidden) as folder:
         build = Path(folder) / target.name  # a whole folder: renaming it is all or nothing
-        draw_all(
-            lay_out(build, opt.count, opt.seed), f"drawing into {root}", stop.raise_if_received
-        )
+        jobs = lay_out(build, opt.count, opt.seed)
+        draw_all(jobs, f"drawing into {root}", after_each=stop.raise_if_received)
         if target.exists():
             target.rmdir()  # it is empty, and Windows cannot rename to a name that exists
         build.rename(target)
@@ -74,8 +76,6 @@ def draw_all(jobs: list[tuple[Path, str, int]], title: str, after_each: Callable
 
     Not with multiprocessing.Pool: it waits forever for the result of a worker that was killed.
     """
-    from concurrent.futures import ProcessPoolExecutor
-
     from tqdm import tqdm
 
     pool = ProcessPoolExecutor(initializer=start_worker)
@@ -88,14 +88,11 @@ def draw_all(jobs: list[tuple[Path, str, int]], title: str, after_each: Callable
 
 def start_worker() -> None:
     """Leave signals to the main process, and end when it has been killed."""
-    import multiprocessing
-    import threading
-
     from utils.signals import ignore_signals
 
     ignore_signals()  # a terminal sends Ctrl-C to its whole group
-    parent = multiprocessing.parent_process()
-    threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
+    parent = parent_process()
+    Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
 
 
 def save(job: tuple[Path, str, int]) -> None:

@@ -29,29 +29,26 @@ MIN_COUNT = 15  # files of a class; with fewer, any property tells the classes a
 class Split:
     """A split of a data set, and up to 200 of its samples, spread evenly."""
 
-    def __init__(
-        self, name: str, dataset: Dataset, make_loader: Callable[[Dataset, int], Any]
-    ) -> None:
-        """make_loader: returns what training reads from, for a data set and a process count."""
+    def __init__(self, name: str, dataset: Dataset, make_loader: Callable) -> None:
+        """make_loader(dataset, workers) returns what training reads from."""
         self.name, self.dataset, self.make_loader = name, dataset, make_loader
         self.classes, self.labels = dataset.classes, np.asarray(dataset.labels)
         self.counts = [int((self.labels == label).sum()) for label in range(len(self.classes))]
+        self.errors: dict[int, str] = {}  # of samples that cannot be read
         self.indices = np.unique(np.linspace(0, len(dataset) - 1, 200).astype(int)).tolist()
 
-    def read(self, attempt: int = 0) -> tuple[list[tuple[int, Tensor, int]], list[str]]:
-        """Return (index, image, label) of samples that can be read, and the errors of others."""
-        samples, errors = [], []
+    def read(self, attempt: int = 0) -> list[tuple[int, Tensor, int]]:
+        """Return (index, image, label) of the samples that can be read; note the other errors."""
+        samples = []
         for index in self.indices:
             try:
                 with seeded("check", attempt, index):  # the same crops in each run
                     samples.append((index, *self.dataset[index]))
             except OSError as error:
-                errors.append(str(error))
-        return samples, errors
+                self.errors[index] = str(error)
+        return samples
 
-    @cached_property
-    def samples(self) -> list[tuple[int, Tensor, int]]:
-        return self.read()[0]
+    samples = cached_property(read)
 
     def load(self, epoch: int = 0, workers: int = 0) -> tuple[Tensor, Tensor]:
         """Return the samples as training gets them: images (M, 3, H, W) and labels (M,)."""
@@ -66,9 +63,7 @@ class Split:
         _, images, labels = zip(*batches, strict=True)
         return torch.cat(images).cpu(), torch.cat(labels).cpu()
 
-    @cached_property
-    def batch(self) -> tuple[Tensor, Tensor]:
-        return self.load()
+    batch = cached_property(load)  # of the first epoch
 
     @cached_property
     def paths(self) -> list[Path]:
@@ -128,8 +123,6 @@ def few_samples_of(dataset_class: type[Dataset], size: int = 24) -> type[Dataset
             self.labels = np.asarray(whole.labels)[self.indices]
 
         def __getattr__(self, name: str) -> Any:
-            if name == "dataset":  # asked before __init__ has set it
-                raise AttributeError(name)
             return getattr(self.dataset, name)
 
     return FewSamples
@@ -138,8 +131,7 @@ def few_samples_of(dataset_class: type[Dataset], size: int = 24) -> type[Dataset
 def classes_are_balanced(case: DataCase) -> str:
     """Classes are balanced
     Why: a model that always answers with the most frequent class looks good and is useless.
-    Do: add pictures of the rare classes, or train with --balanced; look at F1, not accuracy.
-    """
+    Do: add pictures of the rare classes, or train with --balanced; look at F1, not accuracy."""
     for split in case.splits:
         classes = zip(split.counts, split.classes, strict=True)
         seen = f"{split.name} has {some((f'{count:,} {name}' for count, name in classes), 6)}"
@@ -151,10 +143,9 @@ def classes_are_balanced(case: DataCase) -> str:
 def pictures_can_be_read(case: DataCase) -> str:
     """Pictures can be read
     Why: pictures that cannot be read are left out, perhaps all pictures of one kind.
-    Do: get the files named here again, or delete them.
-    """
-    errors = [error for split in case.splits for error in split.read()[1]]
-    total = sum(len(split.indices) for split in case.splits)
+    Do: get the files named here again, or delete them."""
+    total = sum(len(split.samples) + len(split.errors) for split in case.splits)
+    errors = [error for split in case.splits for error in split.errors.values()]
     rejected = getattr(case.train.dataset, "rejected", {})
     reasons = errors + [f"{name} ({reason})" for name, reason in rejected.items()]
     seen = f"{len(errors)} of {total} cannot: {some(reasons, 3)}"
@@ -166,8 +157,7 @@ def pictures_can_be_read(case: DataCase) -> str:
 def samples_fit_the_loader(case: DataCase) -> str:
     """Samples are square uint8 images of one size
     Why: the loader stacks the samples into a batch and normalises them itself.
-    Do: let the transforms end with uint8 (3, H, W), at one size for all.
-    """
+    Do: let the transforms end with uint8 (3, H, W), at one size for all."""
     images = [image for split in case.splits for _, image, _ in split.samples]
     Wrong.when(not images, "no sample can be read")
     seen = some({f"{image.dtype} {tuple(image.shape)}": None for image in images})
@@ -182,8 +172,7 @@ def samples_fit_the_loader(case: DataCase) -> str:
 def samples_show_their_files(case: DataCase) -> str:
     """Each sample shows its own file
     Why: a wrong index, or a wrong order of axes or colours, raises no error and spoils the data.
-    Do: read the file of the given index; turn (H, W, RGB) into (RGB, H, W) by permute, not view.
-    """
+    Do: read the file of the given index; turn (H, W, RGB) into (RGB, H, W) by permute, not view."""
     seen = []
     for split in case.splits:
         pairs = [(thumbnail(x), split.files[i]) for i, x, _ in split.samples if i in split.files]
@@ -220,8 +209,7 @@ def correlations(samples: np.ndarray, files: np.ndarray) -> np.ndarray:
 def pictures_are_large_enough(case: DataCase) -> str:
     """Pictures are large enough for --image-size
     Why: an enlarged picture shows no more detail, and costs as much time as a sharp one.
-    Do: use a smaller --image-size.
-    """
+    Do: use a smaller --image-size."""
     sides = sorted(min(facts["width"], facts["height"]) for facts in case.train.files.values())
     NotChecked.when(not sides, "no file can be opened as a picture")
     median, size = sides[len(sides) // 2], case.train.batch[0].shape[-1]
@@ -233,11 +221,10 @@ def pictures_are_large_enough(case: DataCase) -> str:
 def labels_are_in_range(case: DataCase) -> str:
     """Labels are integers from 0 to K - 1
     Why: the loss uses a label as an index; a wrong one is an error or trains the wrong class.
-    Do: number the classes in the data set's __init__, and return int.
-    """
+    Do: number the classes in the data set's __init__, and return int."""
     for split in case.splits:
-        labels, counts = split.batch[1], (len(split.labels), len(split.dataset))
-        Wrong.when(counts[0] != counts[1], "{:,} labels for {:,} samples".format(*counts))
+        labels, size = split.batch[1], len(split.dataset)
+        Wrong.when(size != len(split.labels), f"{len(split.labels):,} labels for {size:,} samples")
         Wrong.when(labels.dtype != torch.int64, f"labels are {labels.dtype}")
         seen = f"{labels.min()} … {labels.max()} for {len(split.classes)} classes"
         Wrong.when(labels.min() < 0 or labels.max() >= len(split.classes), seen)
@@ -247,11 +234,10 @@ def labels_are_in_range(case: DataCase) -> str:
 def labels_stay_with_their_pictures(case: DataCase) -> str:
     """A picture always has the same label
     Why: a label that changes, or belongs to the next picture, cannot be learned.
-    Do: read picture and label by the same index, and shuffle in the sampler only.
-    """
+    Do: read picture and label by the same index, and shuffle in the sampler only."""
     for split in case.splits:
         first = {index: int(label) for index, _, label in split.samples}
-        second = {index: int(label) for index, _, label in split.read(attempt=1)[0]}
+        second = {index: int(label) for index, _, label in split.read(attempt=1)}
         changed = sum(first.get(index, label) != label for index, label in second.items())
         Wrong.when(changed, f"{changed} of {len(first)} labels differ when they are read again")
         other = [index for index, label in first.items() if label != split.labels[index]]
@@ -270,8 +256,7 @@ def labels_stay_with_their_pictures(case: DataCase) -> str:
 def splits_share_no_picture(case: DataCase) -> str:
     """Train and val share no picture
     Why: a model knows the pictures it was trained on, so val looks better than it is.
-    Do: delete one picture of each pair.
-    """
+    Do: delete one picture of each pair."""
     total, pairs = len(case.val.labels), []
     if hasattr(case.train.dataset, "path"):
         train, val = set(case.train.paths), set(case.val.paths)
@@ -293,16 +278,12 @@ def splits_share_no_picture(case: DataCase) -> str:
 def no_file_is_a_copy(case: DataCase) -> str:
     """No file is a copy of another
     Why: copies count double, and copies with different labels contradict each other.
-    Do: delete all but one.
-    """
+    Do: delete all but one."""
     labels = {}
     for split in case.splits:
         labels |= dict(zip(split.paths, split.labels.tolist(), strict=False))
-    names = [
-        " = ".join(path.name for path in group)
-        for group in case.copies
-        if len({labels[path] for path in group}) > 1
-    ]
+    contradictory = [group for group in case.copies if len({labels[p] for p in group}) > 1]
+    names = [" = ".join(path.name for path in group) for group in contradictory]
     Wrong.when(names, f"{some(names)} have different labels")
     copies = sum(len(group) - 1 for group in case.copies)
     seen = f"{copies:,} copies among {len(labels):,} files"
@@ -338,8 +319,7 @@ def look_alikes(case: DataCase) -> list[tuple[str, str]]:
 def images_are_normalised(case: DataCase) -> str:
     """Images are normalised
     Why: networks are initialised for values with a mean near 0 and a standard deviation near 1.
-    Do: scale to 0 … 1, then subtract the mean and divide by the standard deviation, once.
-    """
+    Do: scale to 0 … 1, then subtract the mean and divide by the standard deviation, once."""
     images = case.train.batch[0].float()
     mean, std = images.mean().item(), images.std().item()
     seen = f"{images.min():.2f} … {images.max():.2f}, mean {mean:.2f}, deviation {std:.2f}"
@@ -366,8 +346,7 @@ def appearance(images: Tensor) -> Tensor:
 def only_train_is_augmented(case: DataCase) -> str:
     """Train is augmented, val is not
     Why: the model soon memorises fixed pictures; random changes make the figures of val random.
-    Do: give random transforms to the train split only.
-    """
+    Do: give random transforms to the train split only."""
     same = torch.equal(case.val.batch[0], case.val.load(epoch=1)[0])
     Wrong.when(not same, "val pictures differ from one epoch to the next")
     first, second = case.train.batch[0], case.train.load(epoch=1)[0]
@@ -380,8 +359,7 @@ def only_train_is_augmented(case: DataCase) -> str:
 def workers_agree(case: DataCase) -> str:
     """The number of loader processes does not change the batches
     Why: processes that copy a random state all draw the same "random" crops.
-    Do: draw random numbers from torch, random or numpy.random, not from a generator you keep.
-    """
+    Do: draw random numbers from torch, random or numpy.random, not from a generator you keep."""
     for split in case.splits:
         same = all(map(torch.equal, split.batch, split.load(workers=2)))
         Wrong.when(not same, f"two processes load other {split.name} pictures than none")
@@ -391,8 +369,7 @@ def workers_agree(case: DataCase) -> str:
 def no_shortcut(case: DataCase) -> str:
     """Size, brightness and file type do not reveal the class
     Why: a model learns such a shortcut instead of what the pictures show.
-    Do: get all classes from the same source, or save them in the same form.
-    """
+    Do: get all classes from the same source, or save them in the same form."""
     files = [*case.train.files.values()]
     labels = np.array([facts["label"] for facts in files])
     counts = Counter(labels.tolist())
@@ -424,8 +401,7 @@ def best_threshold(values: np.ndarray, labels: np.ndarray) -> float:
             continue
         order = np.argsort(values, kind="stable")
         is_label, ends = labels[order] == label, np.diff(values[order], append=np.inf) > 0
-        below = is_label.cumsum() / max(1, is_label.sum())
-        others = (~is_label).cumsum() / max(1, (~is_label).sum())
+        below, others = is_label.cumsum() / count, (~is_label).cumsum() / (len(labels) - count)
         score = (below + 1 - others)[ends] / 2
         best = max(best, score.max(), 1 - score.min())
     return float(best)
@@ -434,14 +410,13 @@ def best_threshold(values: np.ndarray, labels: np.ndarray) -> float:
 def test_folder_is_complete(case: DataCase) -> str:
     """The test folder is complete
     Why: an answer for each picture is expected, and a missing one counts as wrong.
-    Do: unpack the archive of test pictures again.
-    """
+    Do: unpack the archive of test pictures again."""
     test = case.open_test()
     NotChecked.when(test is None, "there is no test folder")
     NotChecked.when(getattr(test, "ids", None) is None, "the data set has no `ids`")
     ids = sorted(int(number) for number in test.ids)
-    gap = ids[-1] - len(ids)
-    missing = sorted(set(range(1, ids[-1] + 1)) - set(ids)) if 0 < gap < len(ids) else []
+    in_a_row = ids[-1] < 2 * len(ids)  # numbered from 1 on
+    missing = sorted({*range(1, ids[-1] + 1)} - {*ids}) if in_a_row else []
     seen = f"{len(ids):,} pictures up to number {ids[-1]:,}"
     Doubt.when(missing, f"{seen} without {some(missing)}")
     return seen

@@ -30,13 +30,14 @@ def update(case: ModelCase, old_gradient: bool = False, accumulate: int = 1) -> 
     In eval mode, where dropout and BatchNorm make no difference between parts and the whole.
     """
     model = case.settle(case.model())
-    before = nn.utils.parameters_to_vector(model.parameters()).detach()
     trainable = [p for p in model.parameters() if p.requires_grad]
+    before = [p.detach().clone() for p in trainable]
     for parameter in trainable if old_gradient else ():
         parameter.grad = torch.ones_like(parameter)
     optimizer = torch.optim.SGD(trainable, lr=0.1)
     case.step(model, optimizer, case.rows(8), clip_norm=None, accumulate=accumulate)
-    return nn.utils.parameters_to_vector(model.parameters()).detach() - before
+    changes = [(p.detach() - old).flatten() for p, old in zip(trainable, before, strict=True)]
+    return torch.cat(changes).float()
 
 
 def nearly_equal(one: Tensor, other: Tensor) -> bool:
@@ -46,8 +47,7 @@ def nearly_equal(one: Tensor, other: Tensor) -> bool:
 def gradients_start_from_zero(case: ModelCase) -> str:
     """Each step starts from a gradient of zero
     Why: gradients add up until zero_grad; those of earlier steps then spoil the update.
-    Do: call optimizer.zero_grad() once per step, before the first backward.
-    """
+    Do: call optimizer.zero_grad() once per step, before the first backward."""
     equal = nearly_equal(update(case), update(case, old_gradient=True))
     Wrong.when(not equal, "what an earlier step left in .grad changes the update")
     return "what an earlier step left in .grad has no effect"
@@ -56,8 +56,7 @@ def gradients_start_from_zero(case: ModelCase) -> str:
 def parts_add_up(case: ModelCase) -> str:
     """A batch in parts gives the same update as the whole
     Why: --accumulate must give the same training with less memory.
-    Do: divide each part's sum of losses by the size of the whole batch.
-    """
+    Do: divide each part's sum of losses by the size of the whole batch."""
     equal = nearly_equal(update(case), update(case, accumulate=2))
     Wrong.when(not equal, "--accumulate=2 gives another update")
     return "in one part or two"
@@ -66,8 +65,7 @@ def parts_add_up(case: ModelCase) -> str:
 def a_step_lowers_the_loss(case: ModelCase) -> str:
     """A small step lowers the loss of its batch
     Why: if it does not, the gradient is not that of the loss, or has the wrong sign.
-    Do: look at the sign of the loss, and whether all its terms reach backward.
-    """
+    Do: look at the sign of the loss, and whether all its terms reach backward."""
     model, rows = case.settle(case.model()), case.rows(8)
     optimizer = case.optimizer(model, lr=case.options.lr / 20)
     steps = [case.step(model, optimizer, rows) for _ in range(6)]
@@ -82,8 +80,7 @@ def a_step_lowers_the_loss(case: ModelCase) -> str:
 def evaluate_is_right(case: ModelCase) -> str:
     """evaluate returns the logits of eval mode, in order
     Why: a pass in training mode, with gradients, or in another order measures something else.
-    Do: call model.eval() before it and go back after; keep logits and labels together.
-    """
+    Do: call model.eval() before it and go back after; keep logits and labels together."""
     model, rows = case.settle(case.model()), case.rows(8)
     images, labels = case.images[rows], case.labels[rows]
     with torch.inference_mode(), case.amp.autocast:
@@ -101,8 +98,7 @@ def evaluate_is_right(case: ModelCase) -> str:
 def updates_have_a_sensible_size(case: ModelCase) -> str:
     """Steps change the weights by a sensible share
     Why: 0.1 % per step is usual; far more destroys what was learned, far less takes for ever.
-    Do: change --lr; the chart of the gradients shows the layers.
-    """
+    Do: change --lr; the chart of the gradients shows the layers."""
     table = gradient_flow(case)
     NotChecked.when(not table, "no trainable weight is a matrix or a filter")
     median = statistics.median(row["update"] for row in table)
@@ -149,8 +145,7 @@ def draw_flow(table: list[dict[str, Any]], path: Path) -> Path:
 def overfits_eight_pictures(case: ModelCase) -> str:
     """Overfits eight pictures
     Why: a model that cannot learn eight pictures it sees at each step cannot learn more.
-    Do: mend what is wrong above; if nothing is, change --lr as told here.
-    """
+    Do: mend what is wrong above; if nothing is, change --lr as told here."""
     lr = case.options.lr
     learned, losses = overfit(case, lr)
     seen = f"loss {losses[0]:.3f} to {losses[-1]:.3f} in {len(losses)} steps at lr {lr:g}"
@@ -190,8 +185,7 @@ def overfit(case: ModelCase, lr: float) -> tuple[bool, list[float]]:
 def overfits_a_hundred_pictures(case: ModelCase) -> str:
     """Overfits a hundred pictures
     Why: without augmentation all of them should be right; if not, labels or model are at fault.
-    Do: look at pictures and labels; then the model may be too small.
-    """
+    Do: look at pictures and labels; then the model may be too small."""
     model, rows, lr = case.model(training=True), case.rows(100), case.options.lr / 2
     optimizer = case.optimizer(model, lr)
     step, best = 0, 0.0
@@ -225,8 +219,7 @@ def overfits_a_hundred_pictures(case: ModelCase) -> str:
 def train_command_is_in_order(case: ModelCase) -> str:
     """The command train does its steps in order
     Why: a forgotten train(), eval(), no_grad or step raises no error, and the model learns badly.
-    Do: compare the loop of `train` in main.py with its original steps 5 and 6.
-    """
+    Do: compare the loop of `train` in main.py with its original steps 5 and 6."""
     NotChecked.when(not case.rehearse, "there is no command to rehearse")
     model_class = type(case.model())
     inner: set[nn.Module] = set()  # parts of the model, which may be of its own class
@@ -246,7 +239,7 @@ def train_command_is_in_order(case: ModelCase) -> str:
             passes.append((module.training, gradients, left))
 
     def note_step(optimizer: Optimizer, *_: Any) -> None:
-        rates.append(max(group["lr"] for group in optimizer.param_groups))
+        rates.append(max(g["lr"] / g.get("lr_factor", 1.0) for g in optimizer.param_groups))
 
     hooks = register_module_forward_pre_hook(note_pass), register_optimizer_step_pre_hook(note_step)
     try:

@@ -19,7 +19,6 @@ from torch.optim import Optimizer
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map_only
 
-from models.basic_module import BasicModule
 from utils import checkpoint, engine, recipe
 from utils.device import Precision
 from utils.guard import not_finite
@@ -117,15 +116,13 @@ def one_class_after_another(labels: Tensor, size: int) -> Tensor:
 def one_logit_per_class(case: ModelCase) -> str:
     """One logit per class
     Why: the loss compares (N, K) numbers with N labels; another shape is an error or goes unseen.
-    Do: end the model with a layer of `num_classes` outputs, and use that argument.
-    """
+    Do: end the model with a layer of `num_classes` outputs, and use that argument."""
     for num_classes in (len(case.classes), len(case.classes) + 3):
         model = case.make_model(num_classes).eval()
         for size in (len(case.batch), 1):
             with torch.no_grad():
                 logits = model(case.batch[:size])
-            kind = type(logits).__name__
-            Wrong.when(not isinstance(logits, Tensor), f"it returns a {kind}, not a tensor")
+            Wrong.when(not isinstance(logits, Tensor), f"it returns {type(logits)}, not a tensor")
             seen = f"made for {num_classes} classes, {size} pictures give {tuple(logits.shape)}"
             Wrong.when(logits.shape != (size, num_classes), seen)
     return f"({len(case.batch)}, {len(case.classes)})"
@@ -134,8 +131,7 @@ def one_logit_per_class(case: ModelCase) -> str:
 def all_is_registered(case: ModelCase) -> str:
     """Every layer and weight is registered
     Why: what is in a plain list, dict or closure is not trained, moved or saved with the model.
-    Do: use nn.ModuleList, nn.ModuleDict, nn.Parameter, and register_buffer for constants.
-    """
+    Do: use nn.ModuleList, nn.ModuleDict, nn.Parameter, and register_buffer for constants."""
     model = case.model(training=True)
     known = {id(part) for part in [*model.modules(), *model.parameters(), *model.buffers()]}
     lost, constants = {}, {}  # used as ordered sets
@@ -168,8 +164,7 @@ def trainable_inputs(output: Tensor) -> list[Tensor]:
 def gradient_reaches_every_weight(case: ModelCase) -> str:
     """The gradient reaches every trainable weight
     Why: a weight without a gradient keeps its random value.
-    Do: use each layer in forward, with no detach, .data, no_grad, argmax or NumPy on the way.
-    """
+    Do: use each layer in forward, with no detach, .data, no_grad, argmax or NumPy on the way."""
     model, called = case.model(training=True), set()
     for name, module in model.named_modules():
         module.register_forward_hook(lambda *_, name=name: called.add(name))
@@ -191,12 +186,10 @@ def gradient_reaches_every_weight(case: ModelCase) -> str:
         case.trained(model)
     zero = [name for name, p in trainable.items() if not p.grad.any()]
     Wrong.when(zero, f"it is exactly 0 at {some(zero)}")
-    skipped = [
-        name
-        for name, module in model.named_modules()
-        if name not in called and not isinstance(module, nn.Identity | nn.ModuleList)
-        if not any(module.children()) and not any(True for _ in module.parameters())
-    ]
+    containers = (nn.Identity, nn.Sequential, nn.ModuleList, nn.ModuleDict)
+    idle = {n: m for n, m in model.named_modules() if n not in called and not any(m.children())}
+    idle = {n: m for n, m in idle.items() if not isinstance(m, containers)}
+    skipped = [name for name, module in idle.items() if not [*module.parameters()]]
     Doubt.when(skipped, f"forward never calls {some(skipped)}")
     return f"{len(trainable)} tensors"
 
@@ -227,8 +220,7 @@ class CutFinder(TorchFunctionMode):
 def every_weight_moves(case: ModelCase) -> str:
     """Steps change every trainable weight and no frozen one
     Why: the optimizer trains only the weights it is given; a frozen random weight never learns.
-    Do: give it all parameters; freeze with requires_grad_(False), and only weights from a file.
-    """
+    Do: give it all parameters; freeze with requires_grad_(False), and only weights from a file."""
     model = case.model(training=True)
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
     case.trained(model)
@@ -249,12 +241,11 @@ def every_weight_moves(case: ModelCase) -> str:
 def first_loss(case: ModelCase) -> str:
     """The first loss is near ln K
     Why: a new model knows nothing; a higher loss means that weights or inputs are too large.
-    Do: initialise the weights (kaiming_normal_), the last layer small, and normalise the pictures.
-    """
+    Do: initialise the weights (kaiming_normal_), the last layer small; normalise the pictures."""
     loss = case.loss(case.model(training=True)(case.batch)).item()
     expected = math.log(len(case.classes))
     seen = f"{loss:.3f}, and ln {len(case.classes)} is {expected:.3f}"
-    Wrong.when(not loss < expected + 10, seen)  # nan as well; networks that start at 5 do learn
+    Wrong.when(not loss < expected + 20, seen)  # nan as well; networks that start at 8 do learn
     Doubt.when(loss > 2 * expected + 0.5, seen)
     return seen
 
@@ -263,8 +254,7 @@ def first_loss(case: ModelCase) -> str:
 def outputs_are_logits(case: ModelCase) -> str:
     """Outputs are logits
     Why: the loss applies the softmax; after another one, or a ReLU, the model hardly learns.
-    Do: return the output of the last layer, without softmax, sigmoid or ReLU.
-    """
+    Do: return the output of the last layer, without softmax, sigmoid or ReLU."""
     model, started = case.trained(), []
     for module in model.modules():
         if module is not model and any(True for _ in module.parameters(recurse=False)):
@@ -297,8 +287,7 @@ def outputs_are_logits(case: ModelCase) -> str:
 def pictures_are_independent(case: ModelCase) -> str:
     """The prediction for a picture depends on that picture alone
     Why: a prediction that changes with the rest of the batch is useless outside of that batch.
-    Do: look for a mean, softmax or reshape over dimension 0; keep the batch first in every view.
-    """
+    Do: look for a mean, softmax or reshape over dimension 0; keep the batch first in every view."""
     model = case.trained()
     together = model(case.batch).double()
     alone = torch.cat([model(image[None]) for image in case.batch]).double()
@@ -313,8 +302,7 @@ def pictures_are_independent(case: ModelCase) -> str:
 def the_whole_picture_counts(case: ModelCase) -> str:
     """The prediction depends on the whole picture
     Why: the model cannot learn from what forward leaves out.
-    Do: look for a wrong slice, an index instead of a mean, or a constant output.
-    """
+    Do: look for a wrong slice, an index instead of a mean, or a constant output."""
     images = case.batch.clone().requires_grad_()
     logits = case.trained()(images)
     Wrong.when(not logits.requires_grad, "it depends neither on the picture nor on any weight")
@@ -335,8 +323,7 @@ def the_whole_picture_counts(case: ModelCase) -> str:
 def the_model_is_nonlinear(case: ModelCase) -> str:
     """The model is nonlinear
     Why: linear layers in a row can do no more than a single one.
-    Do: put a ReLU, or another activation, after each layer but the last.
-    """
+    Do: put a ReLU, or another activation, after each layer but the last."""
     model = case.trained()
     first, second = model(case.batch).double(), model(case.batch.flip(0)).double()
     middle = model((case.batch + case.batch.flip(0)) / 2).double()
@@ -349,11 +336,9 @@ def the_model_is_nonlinear(case: ModelCase) -> str:
 def eval_mode_is_deterministic(case: ModelCase) -> str:
     """Eval mode is deterministic
     Why: dropout that is active in eval mode makes the figures of val and test random.
-    Do: use nn.Dropout, or F.dropout(x, p, training=self.training).
-    """
+    Do: use nn.Dropout, or F.dropout(x, p, training=self.training)."""
     model = case.trained()
-    differ = not torch.equal(model(case.batch), model(case.batch))
-    Wrong.when(differ, "two passes over one batch differ")
+    Wrong.when(not torch.equal(model(case.batch), model(case.batch)), "two equal passes differ")
     dropouts = [m for m in model.train().modules() if isinstance(m, _DropoutNd) and m.p]
     if not all(p.requires_grad for p in model.parameters()):  # a frozen part may stay in eval mode
         dropouts = [module for module in dropouts if module.training]
@@ -369,8 +354,7 @@ def eval_mode_is_deterministic(case: ModelCase) -> str:
 def evaluation_changes_nothing(case: ModelCase) -> str:
     """Evaluation does not change the model
     Why: a model that updates its statistics on val pictures has learned from them.
-    Do: update statistics only `if self.training`; do not call .train() on layers in forward.
-    """
+    Do: update statistics only `if self.training`; do not call .train() on layers in forward."""
     for training in (True, False):
         model = case.model(training=training)
         state = copy.deepcopy(model.state_dict())
@@ -388,19 +372,13 @@ def evaluation_changes_nothing(case: ModelCase) -> str:
 def saved_model_predicts_the_same(case: ModelCase) -> str:
     """A model read from its file predicts the same
     Why: what is not in the state dict is lost when the process ends.
-    Do: make all that forward uses a parameter or a buffer, set in __init__.
-    """
+    Do: make all that forward uses a parameter or a buffer, set in __init__."""
     model, other = case.trained(), case.model(seed=1)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model.pth"
-        if isinstance(model, BasicModule):
-            model.save(path)
-            other.load(path)
-        else:
-            checkpoint.write(path, checkpoint.plain_copy(model.state_dict()))
-            checkpoint.load_file(other, path)
-    equal = torch.equal(model(case.batch), other.eval()(case.batch))
-    Wrong.when(not equal, "its predictions differ")
+        checkpoint.write(path, checkpoint.plain_copy(model.state_dict()))
+        checkpoint.load_file(other, path)
+    Wrong.when(not torch.equal(model(case.batch), other.eval()(case.batch)), "it does not")
     return "the same in each bit"
 
 
@@ -408,8 +386,7 @@ def saved_model_predicts_the_same(case: ModelCase) -> str:
 def activations_keep_their_size(case: ModelCase) -> str:
     """Activations neither vanish nor explode
     Why: they shrink or grow exponentially with depth, and so does the gradient.
-    Do: initialise by fan-in (kaiming_normal_), or put normalisation between the layers.
-    """
+    Do: initialise by fan-in (kaiming_normal_), or put normalisation between the layers."""
     model, sizes = case.model(training=True), {}
     names = {module: name for name, module in model.named_modules()}
 
@@ -436,8 +413,7 @@ def activations_keep_their_size(case: ModelCase) -> str:
 def few_units_are_dead(case: ModelCase) -> str:
     """Few units are dead
     Why: a unit that is 0 for every picture has no gradient, and stays 0.
-    Do: start with biases of 0 and a smaller learning rate, or use a leaky ReLU.
-    """
+    Do: start with biases of 0 and a smaller learning rate, or use a leaky ReLU."""
     dead = {}
     for name, layer in case.trained().named_modules():
         grad = layer.weight.grad if isinstance(layer, nn.Linear | nn.Conv2d) else None
@@ -454,8 +430,7 @@ def few_units_are_dead(case: ModelCase) -> str:
 def units_differ(case: ModelCase) -> str:
     """The units of a layer differ
     Why: units that start equal, from zeros or a constant, learn the same: a layer of one unit.
-    Do: initialise weights at random; zeros are for biases and, at most, for the last layer.
-    """
+    Do: initialise weights at random; zeros are for biases and, at most, for the last layer."""
     model = case.model()  # in eval mode: dropout alone would make units differ
     weights = {n: p for n, p in model.named_parameters() if p.ndim > 1 and p.requires_grad}
     large = {n: p for n, p in weights.items() if len(p) > 1 and p[0].numel() > 1}
@@ -470,8 +445,7 @@ def units_differ(case: ModelCase) -> str:
 def uniform_pictures_are_finite(case: ModelCase) -> str:
     """Black, white and grey pictures give finite numbers
     Why: one NaN, from log(0), 0 / 0 or the square root of 0, makes all weights NaN.
-    Do: add a small number before log, sqrt and division, or clamp.
-    """
+    Do: add a small number before log, sqrt and division, or clamp."""
     model = case.model(training=True)
     values = {"black": case.batch.min(), "white": case.batch.max(), "grey": torch.tensor(0.0)}
     for name, value in values.items():
@@ -479,11 +453,10 @@ def uniform_pictures_are_finite(case: ModelCase) -> str:
         images[: len(images) // 2] = value
         model.zero_grad()
         logits = model(images)
-        finite = logits.isfinite().all()
-        Wrong.when(not finite, f"with a picture that is all {name} the logits are not finite")
+        Wrong.when(not logits.isfinite().all(), f"logits of {name} pictures are not finite")
         case.loss(logits).backward()
         bad = not_finite((n, p.grad) for n, p in model.named_parameters())
-        Wrong.when(bad, f"with a picture that is all {name} the gradient is not at {some(bad)}")
+        Wrong.when(bad, f"{name} pictures give a gradient that is not finite at {some(bad)}")
     return "logits and gradients are finite"
 
 
