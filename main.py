@@ -185,4 +185,4 @@ if __name__ == "__main__":
             {name: SetParseFn(str)(globals()[name]) for name in names},  # values stay text
             serialize=lambda result: None,  # what a command returns is for notebooks
         )
-    sys.exit(getattr(result, "exit_code", 0))
+        sys.exit(getattr(result, "exit_code", 0))

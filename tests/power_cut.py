@@ -309,7 +309,7 @@ def folders_of(path: str) -> list[str]:
 
 
 def states(
-    recording: Iterable[Operation], first: int = 0, limit: int = 20_000
+    recording: Iterable[Operation], first: int = 0, limit: int = 50_000
 ) -> Iterator[tuple[int, Contents]]:
     """Yield (number of operations done, state) for a power cut after `first` operations or later.
 

@@ -44,7 +44,8 @@ class ModelTestsMixin:
             weights_loaded=True,  # frozen weights are of a file that the tests do not have
         )
 
-    def test_learns_eight_pictures_that_differ_in_colour(self):
+    def test_learns_eight_pictures(self):
+        """Pictures whose classes have different colours: any model can tell them apart."""
         generator = torch.Generator().manual_seed(0)
         colours = torch.rand(self.num_classes, 3, 1, 1, generator=generator).sort(dim=0).values
         noise = torch.randn(8, *self.image_shape, generator=generator)

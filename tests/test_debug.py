@@ -12,14 +12,14 @@ from pathlib import Path
 import pytest
 
 import main
+from tests.helpers import NOBODY, PRECISION, PROJECT, children_of, is_alive, wait_until
 from utils import debug
 
 pty = pytest.importorskip("pty", reason="needs a pseudo-terminal")
 
-PROJECT = Path(__file__).resolve().parent.parent
 PATIENCE = 120.0  # seconds to wait for a prompt before the test has failed
-NOBODY = 1  # a port where no visdom server is
 SMALL = {"image_size": 64, "batch_size": 21, "max_epoch": 1, "visdom_port": NOBODY}
+SMALL |= {"precision": PRECISION}
 CODES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]|\x1b[=>]|\x1b\][^\x07]*\x07|\r")
 
 
@@ -98,25 +98,6 @@ def words_for(pictures: Path, folder: Path, touch: Path, **options) -> list[str]
     return [f"--{name}={value}" for name, value in options.items()]
 
 
-def children_of(pid: int) -> list[int]:
-    """The processes whose parent is `pid`, from Linux's /proc."""
-    found = []
-    for stat in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            if int(stat.read_text().rpartition(")")[2].split()[1]) == pid:
-                found.append(int(stat.parent.name))
-        except OSError:
-            continue
-    return found
-
-
-def is_alive(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except OSError:
-        return False
-
-
 def lr_of(folder: Path) -> list[float]:
     (path,) = folder.glob("runs/*/metrics.csv")
     with open(path, newline="") as file:
@@ -143,7 +124,8 @@ def test_one_looks_around_changes_the_rate_goes_on_and_quits(pictures, tmp_path)
         assert "torch.Size([21, 3, 64, 64])" in terminal.answer("p images.shape")
         assert "torch.Size([21])" in terminal.answer("p labels.shape")
         assert "torch.Size([21, 2])" in terminal.answer("p logits.shape")
-        assert "torch.Size([21])" in terminal.answer("p loss.shape")
+        assert "torch.Size([21])" in terminal.answer("p losses.shape")
+        assert "torch.Size([])" in terminal.answer("p loss.shape")  # one number
         assert "SqueezeNet" in terminal.answer("p type(model).__name__")
         assert "AdamW" in terminal.answer("p type(optimizer).__name__")
         assert "\n(0, 0)\n" in terminal.answer("p (epoch, step)")
@@ -158,14 +140,11 @@ def test_one_looks_around_changes_the_rate_goes_on_and_quits(pictures, tmp_path)
         assert "\n0.001\n" in terminal.answer("p optimizer.param_groups[0]['lr']")
         workers = children_of(terminal.process.pid)
         terminal.type("q")
-        assert terminal.end() == 0
+        assert terminal.end() == 0, terminal.seen[-2000:]
     assert "Traceback" not in terminal.seen and "stopped in the debugger" in terminal.seen
     if Path("/proc/self/stat").exists():
         assert len(workers) >= 2
-        deadline = time.monotonic() + PATIENCE
-        while any(map(is_alive, workers)) and time.monotonic() < deadline:
-            time.sleep(0.02)
-        assert not any(map(is_alive, workers))
+        wait_until(lambda: not any(map(is_alive, workers)))
 
 
 @pytest.mark.parametrize("command", ["val", "test"])
@@ -178,7 +157,7 @@ def test_val_and_test_stop_in_the_frame_of_evaluate(pictures, run, tmp_path, com
         assert "engine.py" in terminal.prompt()
         assert "torch.Size([4, 2])" in terminal.answer("p logits.shape")
         assert "torch.Size([4, 3, 64, 64])" in terminal.answer("p images.shape")
-        assert "\n1\n" in terminal.answer("p len(parts)")  # at its first batch
+        assert "\n1\n" in terminal.answer("p len(results)")  # at its first batch
         terminal.type("c")
         terminal.wait_for("of 18 pictures" if command == "val" else "6 rows are in result.csv")
         assert terminal.end() == 0
@@ -265,7 +244,7 @@ def test_a_file_that_another_could_have_put_there_is_left_alone(
 
 def test_the_file_of_the_test_above_counts_when_it_is_ones_own(tmp_path, monkeypatch):
     path = refused("none", tmp_path)
-    assert debug.asked(str(path)) and not debug.asked(str(tmp_path / "not there"))
+    assert debug.is_own_file(str(path)) and not debug.is_own_file(str(tmp_path / "not there"))
     pretend_a_terminal(monkeypatch)
     opened = []
     monkeypatch.setitem(sys.modules, "ipdb", type("ipdb", (), {"set_trace": opened.append}))
@@ -307,5 +286,5 @@ def test_an_error_opens_the_debugger_where_the_model_is(pictures, tmp_path):
         assert "SqueezeNet" in terminal.answer("p type(model).__name__")
         terminal.type("q")
         assert terminal.end() == 1
-        assert "is not finite; the step is not made" in terminal.seen
+        assert "is not finite; the update was not made" in terminal.seen
         assert "Traceback" not in terminal.seen

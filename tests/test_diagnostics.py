@@ -4,6 +4,7 @@ import json
 import shutil
 import subprocess
 import sys
+import unittest
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,6 +23,7 @@ from data import DogCat, ImageDataset, Loader
 from models.basic_module import BasicModule
 from tests.drawings import draw
 from tests.helpers import PROJECT, SMALL
+from tests.templates import ModelTestsMixin
 from utils import diagnostics
 from utils.diagnostics import data as check_data
 from utils.diagnostics import learning as check_learning
@@ -606,6 +608,43 @@ def test_models_with_many_batch_norms_are_not_wrong(name, pictures):
     assert alarms(checks, case, "✗") == {}
 
 
+def test_the_mixin_fails_where_the_check_does_and_nowhere_else():
+    learns = "test_learns_eight_pictures"
+    for model, expected in (
+        (Sound, set()),
+        (IgnoresTheClassCount, {"test_one_logit_per_class"}),
+        (AlwaysSaysTheSame, {learns, "test_gradient_reaches_every_weight"}),
+    ):
+        facts = {"make_model": lambda self, num_classes, model=model: model(num_classes)}
+        case = type("Case", (unittest.TestCase, ModelTestsMixin), facts)
+        result = unittest.TestResult()
+        unittest.defaultTestLoader.loadTestsFromTestCase(case).run(result)
+        assert result.testsRun == len(check_model.CHECKS) + 1
+        failed = {test._testMethodName for test, _ in result.failures + result.errors}
+        assert failed >= expected and (failed == expected or learns in expected)
+
+
+class Tiny(BasicModule):
+    """So small that it learns slowly."""
+
+    def __init__(self, num_classes):
+        super().__init__()
+        self.body = nn.Sequential(nn.Conv2d(3, 16, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1))
+        self.head = nn.Sequential(nn.Flatten(), nn.Dropout(0.1), nn.Linear(16, num_classes))
+
+    def forward(self, images):
+        return self.head(self.body(images))
+
+
+@pytest.mark.parametrize("num_classes", [2, 5])
+def test_the_mixin_passes_a_tiny_model(num_classes):
+    facts = {"make_model": lambda self, count: Tiny(count), "num_classes": num_classes}
+    case = type("Case", (unittest.TestCase, ModelTestsMixin), facts)
+    result = unittest.TestResult()
+    unittest.defaultTestLoader.loadTestsFromTestCase(case).run(result)
+    assert result.testsRun == len(check_model.CHECKS) + 1 and result.wasSuccessful()
+
+
 # The data.
 
 
@@ -968,7 +1007,7 @@ EDITS = [
     ("utils/engine.py", "model.train(was_training)", "pass", "evaluate returns the logits"),
     ("utils/engine.py", "scaler.scale(loss)", "scaler.scale(-loss)", "lowers the loss"),
     ("utils/recipe.py", "in model.parameters() if weight.ndim > 1", "in []", "Steps change"),
-    ("data/__init__.py", '"shuffle": training', '"shuffle": False', "in order"),
+    ("data/build.py", '"shuffle": training', '"shuffle": False', "in order"),
     ("main.py", 'build_loader(opt, "val", ', 'build_loader(opt, "train", ', "in order"),
     ("utils/recipe.py", "peak = opt.lr\n", "peak = 9 * opt.lr\n", "in order"),
     ("data/sampler.py", '"order", self.epoch', '"order", 0', "in order"),

@@ -40,8 +40,19 @@ def write(path: str | Path, contents: Mapping[str, Any], keep_previous: bool = F
     file = io.BytesIO()
     torch.save(dict(contents), file)
     add_digest(file)
+    # A damaged file must not take the place of a good previous one.
+    keep_previous = keep_previous and is_whole(path)
     replace_file(path, lambda target: target.write(file.getbuffer()), keep_previous)
     return Path(path)
+
+
+def is_whole(path: str | Path) -> bool:
+    """Return whether the file has a digest that matches its contents."""
+    try:
+        compare_digest(Path(path), required=True)
+    except (OSError, ValueError):
+        return False
+    return True
 
 
 def add_digest(file: BinaryIO) -> None:

@@ -43,7 +43,8 @@ def train_step(
     amp.scaler.unscale_(optimizer)  # for float16: clipping needs the true gradients
     norm = nn.utils.clip_grad_norm_(model.parameters(), clip_norm or math.inf)
     if guard and not amp.scaler.is_enabled() and not norm.isfinite():  # the scaler skips those
-        raise NotFinite(first_not_finite(model, parts, criterion, amp.autocast))
+        where = first_not_finite(model, parts, criterion, amp.autocast)
+        raise NotFinite(f"{where}; the update was not made")
     amp.step(optimizer)  # optimizer.step()
     logits, losses = (torch.cat(tensors) for tensors in zip(*results, strict=True))
     return logits, losses

@@ -22,7 +22,7 @@ def replace_file(
     keep_previous: the old file stays as `previous(path)`. An OSError leaves the old file in place.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     temporary = path.with_name(f".{path.name}.tmp")
     try:
         with open(temporary, "wb") as file:
@@ -41,6 +41,14 @@ def replace_file(
 def previous(path: Path) -> Path:
     """Return where the file that `path` replaced is kept: last.pth has last.previous.pth."""
     return path.with_suffix(f".previous{path.suffix}")
+
+
+def make_folder(folder: Path) -> None:
+    """Make a folder, and those it is in, so that they outlive a power cut."""
+    if not folder.exists():
+        make_folder(folder.parent)
+        folder.mkdir(exist_ok=True)
+        sync_folder(folder.parent)
 
 
 def sync_folder(folder: Path) -> None:

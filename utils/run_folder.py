@@ -11,6 +11,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, TextIO
 
+from utils.files import make_folder, sync_folder
+
 try:
     import fcntl
 except ImportError:  # Windows
@@ -23,10 +25,12 @@ PACKAGES = ("torch", "torchvision", "numpy", "pillow", "fire", "visdom", "torchn
 def new_run(root: str | Path, name: str) -> Path:
     """Make and return `<root>/<name>_<YYYYmmdd_HHMMSS>`, a folder that no other run has."""
     stem = f"{name}_{time.strftime('%Y%m%d_%H%M%S')}"
+    make_folder(Path(root))
     for number in range(1, 1000):
         folder = Path(root) / (stem if number == 1 else f"{stem}_{number}")
         try:
-            folder.mkdir(parents=True)
+            folder.mkdir()
+            sync_folder(folder.parent)
             return folder
         except FileExistsError:  # of a run that began in the same second
             continue
