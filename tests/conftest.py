@@ -1,6 +1,7 @@
 """Pictures for all tests: drawn ones, and real photos where DOGCAT_PHOTOS says there are some."""
 
 import os
+import signal
 from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # small tensors; before torch is loaded
@@ -8,6 +9,9 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # small tensors; before torch is 
 import pytest
 
 from tests.drawings import draw_set
+
+# A shell lets its background jobs ignore SIGINT, and so would the processes that tests start.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")

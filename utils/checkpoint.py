@@ -38,7 +38,7 @@ class CheckpointError(RuntimeError):
 def write(path: str | Path, contents: Mapping[str, Any], keep_previous: bool = False) -> Path:
     """Write what `plain_copy` has returned; the file is whole at any moment (see replace_file)."""
     file = io.BytesIO()
-    torch.save(dict(contents), file)
+    torch.save(contents, file)
     add_digest(file)
     # A damaged file must not take the place of a good previous one.
     keep_previous = keep_previous and is_whole(path)
@@ -107,7 +107,7 @@ def read(path: str | Path, digest_required: bool = False) -> dict[str, Any]:
         raise CheckpointError(f"{path} is not a readable checkpoint: {reason}") from error
     if not isinstance(contents, Mapping):
         raise CheckpointError(f"{path} holds a {type(contents).__name__}, not a state dict")
-    return dict(contents)
+    return contents
 
 
 def compare_digest(path: Path, required: bool) -> None:
@@ -169,7 +169,7 @@ def load_weights(model: nn.Module, state: Mapping[str, Tensor], source: str | Pa
 
     source: where they come from, for the message.
     """
-    own = model.state_dict()
+    own, metadata = model.state_dict(), getattr(state, "_metadata", None)
     # torchvision's and other old files do not have the batch counters of BatchNorm.
     counters = {n: torch.zeros_like(v) for n, v in own.items() if n.endswith("_tracked")}
     state = counters | {n if n in own else WRAPPER.sub("", n): v for n, v in state.items()}
@@ -186,4 +186,6 @@ def load_weights(model: nn.Module, state: Mapping[str, Tensor], source: str | Pa
             f"{source} does not fit {type(model).__name__}: {wrong[0]}{more}; "
             "give the model and the classes it was saved with"
         )
+    state = OrderedDict(state)
+    state._metadata = metadata or own._metadata  # the versions of the layers, which some ask for
     model.load_state_dict(state)

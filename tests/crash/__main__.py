@@ -180,6 +180,7 @@ def run_trials() -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32")
     wanted = parser.parse_args()
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it
     torch.set_num_threads(1)  # a process that has run threads cannot be forked safely
     failed = 0
     with tempfile.TemporaryDirectory() as folder, suppress(KeyboardInterrupt):
