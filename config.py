@@ -25,7 +25,7 @@ COMMANDS = {
     "help": ("Show the commands and every option; help COMMAND shows what a command adds.", None),
 }
 
-# Options that do not change the result of a run: --resume takes other values without a question.
+# Options that do not change the result of a run: --resume takes them without --allow-changes.
 CHANGEABLE_ON_RESUME = """
     save_minutes num_workers cache cache_root train_data_root test_data_root env visdom_port checks
     print_freq debug_file traceback debug_on_error checkpoint_root result_file
@@ -50,7 +50,7 @@ class DefaultConfig(Options):
 
     # Model
     model: str = "SqueezeNet"  # a class of models/
-    load_model_path: InputPath | None = None  # run folder or .pth; None for val, test: newest run
+    load_model_path: InputPath | None = None  # run folder or .pth; None: val, test take the newest
     pretrained: bool = False  # start from torchvision's ImageNet weights (downloads them once)
     dropout: Fraction = 0.1  # share of features dropped before the classifier, in training only
 
@@ -69,7 +69,7 @@ class DefaultConfig(Options):
     balanced: bool = False  # weigh classes by 1 / their count, so that rare ones count as much
     best_metric: str = "accuracy"  # val metric that decides which epoch is kept in best.pth
     mirror: bool = True  # final val and test: mean over each picture and its mirror image
-    seed: WholeNumber = 0  # the same seed gives the same run, bit for bit
+    seed: WholeNumber = 0  # same seed, same run, bit for bit (GPU: with --deterministic)
 
     # Resuming
     resume: bool | InputPath = False  # go on with the newest run, or with the folder given
@@ -84,7 +84,7 @@ class DefaultConfig(Options):
     # Watching
     env: str = "default"  # visdom environment
     visdom_port: PositiveInt = 8097  # port of a visdom server on this machine, if there is one
-    checks: Literal["off", "start", "always"] = "start"  # stop before an update with NaN or inf
+    checks: Literal["off", "start", "always"] = "start"  # refuse NaN and inf: first 20 steps, all
     print_freq: PositiveInt = 20  # steps between two points of the training curves
     debug_file: str | None = "/tmp/debug"  # create it while a run goes on: ipdb opens in its loop
     traceback: bool = False  # show the whole traceback of a failure

@@ -92,6 +92,7 @@ def train(**options) -> Path:
             # step 6: validate
             batches = run.stoppable(val_loader.epoch(title="val"))
             logits, labels = engine.evaluate(model, batches, amp, debug_file=opt.debug_file)
+            # Not `lr`: a run that is resumed at the end of an epoch makes no step.
             row = {"epoch": epoch + 1, "lr": optimizer.param_groups[0]["lr"]}
             row |= meters.row() | metrics.measure(logits, labels, prefix="val_")
             for line in train_loader.new_failures() + val_loader.new_failures():
@@ -125,7 +126,7 @@ def val(**options) -> dict:
 
 
 def test(**options) -> Path:
-    """Write `id,label` for a folder of unlabelled pictures, label = P(dog); return the file."""
+    """Write `id,label` for unlabelled pictures, label = P(last class); return the file."""
     opt, model, loader, amp = open_checkpoint(options, "test")
     Path(opt.result_file).parent.mkdir(parents=True, exist_ok=True)  # before the work
     with loader:
@@ -168,9 +169,9 @@ def open_checkpoint(
     path = checkpoint.locate(path)
     contents = checkpoint.read(path)
     saved = contents if "classes" in contents else {}  # a bare state dict has weights only
-    names = ("model", "dataset", "image_size", "mirror", "train_data_root")
-    known = {name: x for name, x in saved.get("options", {}).items() if name in names}
-    opt = DefaultConfig(**known | options | {"load_model_path": path})
+    remembered = ("model", "dataset", "image_size", "mirror", "train_data_root")
+    known = {name: x for name, x in saved.get("options", {}).items() if name in remembered}
+    opt = DefaultConfig(**{**known, **options, "load_model_path": path})
     print(f"checkpoint {path}")
     device, amp = set_up_device(opt.use_gpu, opt.precision, opt.deterministic)
     loader = data.build_loader(opt, mode, device, log=print, saved=saved)
@@ -183,6 +184,6 @@ if __name__ == "__main__":
     with one_line_failures("--traceback=True" in sys.argv, "--debug_on_error=True" in sys.argv):
         result = fire.Fire(
             {name: SetParseFn(str)(globals()[name]) for name in names},  # values stay text
-            serialize=lambda result: None,  # what a command returns is for notebooks
+            serialize=lambda _: None,  # what a command returns is for notebooks
         )
-        sys.exit(getattr(result, "exit_code", 0))
+        sys.exit(getattr(result, "exit_code", 0))  # the result of check has one

@@ -23,8 +23,7 @@ ImageDataset makes `num_classes`, `class_counts`, `__len__` and `describe()` of 
 a fingerprint is a text that changes with the files, the same for train and val. --resume compares.
 
 Optional methods, all of which DogCat has:
-- `path(index)` and `read(path)` return the file of a sample and its picture, uint8 (3, H, W).
-  Without them, `check` looks at the samples, but not at the files.
+- `path(index)` returns the file of a sample. Without it, `check` does not look at files.
 - `keep(where, folder)` keeps decoded pictures in memory (where="ram") or in the folder ("disk").
   Without it, --cache=ram and --cache=disk are refused.
 - `whole()` returns the data set without augmentation, `augment(images, seed)` augments a batch

@@ -80,12 +80,13 @@ class Loader:
         """
         self.sampler.epoch, self.sampler.first_step = epoch, first_step
         hidden = None if title else True  # None: hidden unless there is a terminal
-        total = {"total": len(self), "initial": first_step, "leave": False, "disable": hidden}
-        bar = tqdm(self.raw_batches(first_step), title, **total)
+        bar_options = {"total": len(self), "initial": first_step, "leave": False, "disable": hidden}
+        bar = tqdm(self.raw_batches(first_step), title, **bar_options)
         for step, batch in enumerate(bar, start=first_step):
             if batch is not None:
                 images, labels = (part.to(self.device, non_blocking=True) for part in batch)
-                yield step, self.normalize(images), labels.clone()  # the batch's may be shared
+                # Labels are copied, for they may lie in memory that is shared with a worker.
+                yield step, self.normalize(images), labels.clone()
         if len(self) and self.guarded.unreadable.all():
             raise UnreadableImage(f"not one picture could be read: {self.guarded.failure(0)}")
 
@@ -101,7 +102,7 @@ class Loader:
                 limit = free_memory(torch.device("cpu")) / 4
                 keep = batch[0].nbytes * (len(self) - len(kept)) < limit
             if keep:
-                kept.append(batch and tuple(map(copy_from_shared, batch)))
+                kept.append(tuple(copy_from_shared(part) for part in batch) if batch else None)
             yield batch
         if keep:
             self.kept = kept
@@ -154,7 +155,8 @@ class ResidentLoader(Loader):
         rows_of = readable.cumsum(dim=0) - 1  # row in self.images of each readable sample
         for step, keys in enumerate(self.sampler, start=first_step):
             indices = torch.tensor([index for _, index in keys], dtype=torch.int64)
-            rows = rows_of[indices[readable[indices]]].to(self.device)
+            indices = indices[readable[indices]]  # of the samples that could be read
+            rows = rows_of[indices].to(self.device)
             if not len(rows):
                 yield None
                 continue
@@ -203,7 +205,7 @@ def cores() -> int:
 
 
 class Guarded(Dataset):
-    """A data set by the key (epoch, index), which seeds all randomness; None if unreadable."""
+    """Samples by (epoch, index), which seeds their augmentation; None for an unreadable one."""
 
     def __init__(self, dataset: Dataset, seed: int) -> None:
         self.dataset, self.seed = dataset, seed

@@ -104,6 +104,22 @@ def test_an_error_between_two_updates_saves_the_newest_place(pictures, tmp_path,
     assert (last(only_run(tmp_path))["epoch"], last(only_run(tmp_path))["step"]) == (1, 1)
 
 
+def test_a_stop_during_the_report_leaves_last_pth_as_it_was(pictures, tmp_path, monkeypatch):
+    """By then the model has the best weights, which are not those of the last epoch."""
+
+    def stop(run, *_):
+        raise RuntimeError("interrupted")
+
+    monkeypatch.setattr(metrics, "is_best", lambda name, history: len(history) == 1)
+    whole = last(train(pictures, tmp_path / "whole", max_epoch=3))
+    monkeypatch.setattr(main.Run, "write_report", stop)
+    with pytest.raises(RuntimeError, match="interrupted"):
+        train(pictures, tmp_path / "cut", max_epoch=3)
+    run = only_run(tmp_path / "cut")
+    assert checkpoint.read(run / "best.pth")["epoch"] == 1
+    assert torch.equal(last(run)["model"]["linear.weight"], whole["model"]["linear.weight"])
+
+
 # Weights that are not finite.
 
 

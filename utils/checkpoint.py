@@ -1,7 +1,7 @@
 """Checkpoint files: always whole, never damaged unnoticed, never executing what is in them.
 
-A file is what torch.save writes, so that torch.load reads it anywhere, with a SHA-256 of its
-contents in the comment that may end a zip archive.
+A file is the zip archive that torch.save writes, so torch.load reads it anywhere. The comment at
+the end of the archive holds a SHA-256 of everything before the comment.
 """
 
 import copy
@@ -16,7 +16,7 @@ import zipfile
 from collections import OrderedDict
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 import torch
@@ -28,7 +28,7 @@ from utils.files import previous, replace_file
 DIGEST_MARK = b"sha256:"
 COMMENT_SIZE = len(DIGEST_MARK) + 64  # the mark and 64 hexadecimal digits
 # What DataParallel, the book's models and torch.compile put before a parameter's name.
-WRAPPER = re.compile(r"^(module|model|_orig_mod)\.")
+WRAPPER = re.compile(r"^((module|model|_orig_mod)\.)+")
 
 
 class CheckpointError(RuntimeError):
@@ -55,8 +55,9 @@ def is_whole(path: str | Path) -> bool:
     return True
 
 
-def add_digest(file: BinaryIO) -> None:
+def add_digest(file: io.BytesIO) -> None:
     """Add a digest of the zip archive `file` as its comment."""
+    # An archive without a comment ends with the length of the comment: two bytes of 0.
     file.seek(-2, os.SEEK_END)
     file.write(struct.pack("<H", COMMENT_SIZE))  # the length of the comment
     file.write(DIGEST_MARK + hashlib.sha256(file.getbuffer()).hexdigest().encode())
@@ -70,7 +71,8 @@ def plain_copy(value: Any, name: str = "checkpoint") -> Any:
     if isinstance(value, Tensor):
         return value.detach().to("cpu", copy=True)
     if isinstance(value, Mapping):
-        same = copy.copy(value) if isinstance(value, OrderedDict) else {}  # it may have attributes
+        # copy.copy keeps `_metadata`, an attribute of state dicts.
+        same = copy.copy(value) if isinstance(value, OrderedDict) else {}
         same.update(
             (plain_copy(key), plain_copy(item, f"{name}[{key!r}]")) for key, item in value.items()
         )
@@ -111,7 +113,7 @@ def read(path: str | Path, digest_required: bool = False) -> dict[str, Any]:
 
 
 def compare_digest(path: Path, required: bool) -> None:
-    """Raise ValueError if the contents of the file do not match its digest."""
+    """Raise ValueError if the digest does not match, or is missing although it is required."""
     unread = path.stat().st_size - COMMENT_SIZE
     with open(path, "rb") as file:
         file.seek(max(unread, 0))
@@ -123,7 +125,9 @@ def compare_digest(path: Path, required: bool) -> None:
         while unread > 0 and (block := file.read(min(unread, 1 << 20))):
             hasher.update(block)
             unread -= len(block)
-    if mark != DIGEST_MARK or digest != hasher.hexdigest().encode():
+    if mark != DIGEST_MARK:
+        raise ValueError("it is damaged or not a run's checkpoint: it has no SHA-256 at its end")
+    if digest != hasher.hexdigest().encode():
         raise ValueError("it is damaged, its contents do not match its SHA-256")
 
 

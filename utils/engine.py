@@ -42,7 +42,7 @@ def train_step(
         results.append((logits.detach(), losses.detach()))
     amp.scaler.unscale_(optimizer)  # for float16: clipping needs the true gradients
     norm = nn.utils.clip_grad_norm_(model.parameters(), clip_norm or math.inf)
-    if guard and not amp.scaler.is_enabled() and not norm.isfinite():  # the scaler skips those
+    if guard and not amp.scaler.is_enabled() and not norm.isfinite():  # fp16 skips it
         where = first_not_finite(model, parts, criterion, amp.autocast)
         raise NotFinite(f"{where}; the update was not made")
     amp.step(optimizer)  # optimizer.step()

@@ -31,7 +31,10 @@ def render(
 
     gallery = []
     for position, predicted, probability in mistakes:
-        image, label = samples[position]
+        try:
+            image, label = samples[position]
+        except OSError:  # it could be read before
+            continue
         words = f"{classes[int(label)]}, predicted as {classes[predicted]} with {probability:.1%}"
         gallery.append((data_url(to_pil_image(image).convert("RGB").save, "jpeg"), words))
     epochs = [row["epoch"] for row in history]

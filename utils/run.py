@@ -23,7 +23,7 @@ History = list[dict[str, float]]  # a row an epoch
 
 
 class Run:
-    """Guards the loops of `train`: nothing that happens outside of them can lose the run.
+    """Keeps a run safe: after a signal, an error or a full disk it can be resumed.
 
     `Run.open` decides whether the run is new or resumed, `start` makes its folder and restores its
     state. `with run:` around the loops notes signals, and saves on the way out if an exception ends
@@ -78,12 +78,13 @@ class Run:
         self.vis = Visualizer(self.opt.env, self.folder, self.opt.visdom_port)
         self.tracked = {**tracked, "amp": amp, "vis": self.vis}
         self.writer = ThreadPoolExecutor(max_workers=1)
-        self.writing: Future = self.writer.submit(int)
+        self.writing: Future | None = None  # the newest save
         self.saved_at, self.read_back = time.monotonic(), False
         self._restore()
-        place = {"epoch": 0, "step": 0, "history": []}
-        self._note_place(**{name: self.saved.get(name, first) for name, first in place.items()})
-        return tuple(self.place.values())
+        epoch, step = self.saved.get("epoch", 0), self.saved.get("step", 0)
+        history = self.saved.get("history", [])
+        self._note_place(epoch=epoch, step=step, history=history)
+        return epoch, step, history
 
     def _restore(self) -> None:
         if not self.saved:
@@ -130,7 +131,7 @@ class Run:
         self.vis.flush()
         self._note_place(epoch=epochs, step=0, history=history)
         is_best = metrics.is_best(self.opt.best_metric, history)
-        self.save(*["best.pth"] * is_best, "last.pth")
+        self.save(*(["best.pth", "last.pth"] if is_best else ["last.pth"]))
         self.stop.raise_if_received()
 
     def stoppable(self, batches: Iterable[Any]) -> Iterator[Any]:
@@ -142,6 +143,7 @@ class Run:
     def load_best(self) -> None:
         """Give the model its best weights."""
         self.wait()
+        self.marker = None  # from here on the weights are not those of the place
         if (self.folder / "best.pth").exists():  # else the disk is full
             checkpoint.load_file(self.model, self.folder / "best.pth")
 
@@ -188,11 +190,12 @@ class Run:
 
     def wait(self) -> None:
         """Wait until what was saved last is on the disk."""
-        self.writing.result()
+        if self.writing:
+            self.writing.result()
 
     @contextmanager
     def disk(self, path: Path) -> Iterator[None]:
-        """Turn an OSError while `path` is written into a warning; at the end it is an error."""
+        """Warn if `path` cannot be written. If that is still so at the end, the run fails."""
         try:
             yield
         except OSError as error:
@@ -216,7 +219,10 @@ class Run:
             error = not_saved
         finally:
             self.writer.shutdown()
-            (self.vis.flush if error else self.vis.close)()
+            if error:
+                self.vis.flush()
+            else:
+                self.vis.close()
             self.lock.close()
             self.stop.__exit__(error_type, error, trace)
         if isinstance(error, FloatingPointError):
@@ -229,7 +235,7 @@ class Run:
         self.place, self.marker = place, self._marker()
 
     def _marker(self) -> tuple[int, int]:
-        """Return numbers that grow when weights or BatchNorm's statistics change.
+        """Return two counters: updates of the weights, and changes of the model's buffers.
 
         If they have grown since the place was noted, the state no longer belongs to that place.
         """
