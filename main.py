@@ -10,7 +10,6 @@ from pathlib import Path
 
 from config import COMMANDS, DefaultConfig
 from utils import commands
-from utils.commands import command
 from utils.options import check_usage, help_text
 from utils.output import protect_output
 from utils.signals import exit_on_signals
@@ -149,8 +148,8 @@ def help(command: str = "") -> None:
 
 
 # Each of the other commands is a file in utils/commands/. To remove one, delete it and its line.
-prepare = command("prepare")
-check = command("check", train)
+prepare = commands.get("prepare")
+check = commands.get("check", train)
 
 
 def open_checkpoint(

@@ -412,23 +412,23 @@ def test_resuming_an_older_run_leaves_out_options_that_are_gone_and_adds_new_one
 
 
 def test_a_class_itself_can_be_given_and_its_name_is_saved():
-    class Tiny:
+    class Mine:
         pass
 
-    class Flowers:
+    class Stones:
         pass
 
-    opt = DefaultConfig(model=Tiny, dataset=Flowers)
-    assert opt.state_dict()["model"] == "Tiny" and opt.dataset == "Flowers"
+    opt = DefaultConfig(model=Mine, dataset=Stones)
+    assert opt.state_dict()["model"] == "Mine" and opt.dataset == "Stones"
     models, data = ModuleType("models"), ModuleType("data")
-    assert find_class(models, "Tiny") is Tiny and find_class(data, "Flowers") is Flowers
+    assert find_class(models, "Mine") is Mine and find_class(data, "Stones") is Stones
     models.Other = type("Other", (), {})
     assert find_class(models, "Other") is models.Other
-    assert DefaultConfig(**opt.state_dict()).model == "Tiny"  # a second command of the notebook
-    again = type("Tiny", (), {})  # the cell is run again
+    assert DefaultConfig(**opt.state_dict()).model == "Mine"  # a second command of the notebook
+    again = type("Mine", (), {})  # the cell is run again
     assert find_class(models, DefaultConfig(model=again).model) is again
-    with pytest.raises(UsageError, match="--dataset=Tiny is not in data/"):
-        DefaultConfig(dataset="Tiny")
+    with pytest.raises(UsageError, match="--dataset=Mine is not in data/"):
+        DefaultConfig(dataset="Mine")
 
 
 def test_a_class_with_the_name_of_another_one_is_refused():
@@ -442,10 +442,10 @@ def test_a_class_with_the_name_of_another_one_is_refused():
 
 def test_a_new_model_is_its_file_and_one_line(copied):
     path = copied.project / "models/__init__.py"
-    path.write_text(path.read_text() + "from .tiny import Tiny\n")
-    (copied.project / "models/tiny.py").write_text('"""Tiny."""\n\n\nclass Tiny:\n    pass\n')
-    assert "was loaded" in copied("val", "--model=Tiny").stderr  # nothing is wrong with this
-    assert "did you mean Tiny?" in copied("val", "--model=Tny").stderr
+    path.write_text(path.read_text() + "from .mine import Mine\n")
+    (copied.project / "models/mine.py").write_text('"""Mine."""\n\n\nclass Mine:\n    pass\n')
+    assert "was loaded" in copied("val", "--model=Mine").stderr  # nothing is wrong with this
+    assert "did you mean Mine?" in copied("val", "--model=Mien").stderr
     pytest.importorskip("ruff", reason="lint needs ruff")
     for words in (["check"], ["format", "--check"]):
         command = [sys.executable, "-m", "ruff", *words, "models"]
@@ -517,7 +517,7 @@ def test_a_command_of_its_own_file_has_help_options_and_a_required_path(copied):
 def test_a_command_of_its_own_file_runs_with_its_options_and_those_of_all(copied):
     path = copied.project / "main.py"
     before, main, after = path.read_text().rpartition('if __name__ == "__main__":')
-    path.write_text(before + 'say = command("say")\n\n' + main + after)
+    path.write_text(before + 'say = commands.get("say")\n\n' + main + after)
     (copied.folder / "book.txt").touch()
     copied.env["PYTHONPATH"] = ""
     done = copied("say", "--how-often=3", "--env=701")

@@ -108,7 +108,7 @@ def test_a_damaged_file_never_takes_the_place_of_the_previous_one(tmp_path):
         assert checkpoint.read_newest(folder / "last.pth")["epoch"] in (1, 3)
 
 
-class Tiny(nn.Module):
+class SmallNet(nn.Module):
     """A model whose checkpoint has few bytes, with the moving buffers that BatchNorm has."""
 
     def __init__(self, num_classes: int) -> None:
@@ -144,7 +144,9 @@ class Training:
             options = SMALL | {"batch_size": 8, "max_epoch": 3, "save_minutes": 1e-9}
             root = folder / "disk" / "runs"
             data = pictures / "train"
-            self.run = main.train(model=Tiny, train_data_root=data, checkpoint_root=root, **options)
+            self.run = main.train(
+                model=SmallNet, train_data_root=data, checkpoint_root=root, **options
+            )
         self.last = (self.run / "last.pth").relative_to(folder / "disk").as_posix()
         self.previous = files.previous(Path(self.last)).as_posix()
         self.states = list(states(operations))

@@ -124,13 +124,13 @@ def test_a_failure_in_a_worker_leaves_nothing(tmp_path, monkeypatch):
 # What main.py does with `prepare`, without torch, which takes seconds to load.
 LIGHT = """
 import sys
-from utils.commands import command
+from utils import commands
 from utils.failures import one_line_failures
 from utils.signals import exit_on_signals
 
 exit_on_signals()
 with one_line_failures(show_traceback=False):
-    command("prepare")(prepare_root=sys.argv[1], count=20_000)
+    commands.get("prepare")(prepare_root=sys.argv[1], count=20_000)
 """
 
 

@@ -25,7 +25,7 @@ from utils.signals import Stopped
 SMALL = SMALL | {"batch_size": 21}  # two steps an epoch
 
 
-class Tiny(nn.Module):
+class ColourModel(nn.Module):
     """A plain model: no BasicModule, no moving buffers."""
 
     def __init__(self, num_classes: int) -> None:
@@ -36,7 +36,7 @@ class Tiny(nn.Module):
         return self.linear(images.mean(dim=(2, 3)))
 
 
-class WithBatchNorm(Tiny):
+class WithBatchNorm(ColourModel):
     def __init__(self, num_classes: int) -> None:
         super().__init__(num_classes)
         self.norm = nn.BatchNorm2d(3)
@@ -46,7 +46,7 @@ class WithBatchNorm(Tiny):
 
 
 def train(pictures: Path, root: Path, **options) -> Path:
-    given = {"train_data_root": pictures / "train", "checkpoint_root": root, "model": Tiny}
+    given = {"train_data_root": pictures / "train", "checkpoint_root": root, "model": ColourModel}
     return main.train(**SMALL | given | options)
 
 
@@ -62,7 +62,7 @@ def last(run: Path) -> dict:
 # The place that is saved belongs to the weights that are saved.
 
 
-@pytest.mark.parametrize("model", [Tiny, WithBatchNorm])
+@pytest.mark.parametrize("model", [ColourModel, WithBatchNorm])
 def test_weights_that_were_updated_since_the_place_was_noted_are_not_saved(
     model, pictures, tmp_path, monkeypatch
 ):
@@ -127,7 +127,7 @@ def spoil(step: int, change) -> object:
     """Do `change(model, images)` before the forward pass of a step of training (1, 2, …)."""
 
     def hook(model, args):
-        if isinstance(model, Tiny) and model.training:
+        if isinstance(model, ColourModel) and model.training:
             count.append(1)
             if len(count) == step:
                 change(model, args[0])
@@ -189,7 +189,7 @@ def test_checks_change_no_bit(checks, pictures, tmp_path):
     assert all(torch.equal(one["model"][name], other["model"][name]) for name in one["model"])
 
 
-class HasAnIdleLayer(Tiny):
+class HasAnIdleLayer(ColourModel):
     def __init__(self, num_classes: int) -> None:
         super().__init__(num_classes)
         self.idle = nn.Linear(2, 2)

@@ -11,7 +11,7 @@ def names() -> list[str]:
     return sorted(path.stem for path in Path(__file__).parent.glob("[!_]*.py"))
 
 
-def command(name: str, *parts: Any) -> Callable[..., Any]:
+def get(name: str, *parts: Any) -> Callable[..., Any]:
     """Return the command `utils/commands/<name>.py`, which is imported when it is called.
 
     parts: what its function `run` takes besides the options.
