@@ -11,7 +11,6 @@ class Options(DefaultConfig):
 
     required_path = "train_data_root"
 
-    # Checking
     json: bool = False  # print the findings as JSON, for programs
 
 
