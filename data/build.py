@@ -43,7 +43,7 @@ def build_loader(
         dataset.keep(opt.cache, opt.cache_root)
     log(f"{mode}: {dataset.describe()}")
     if saved:
-        compare(dataset, opt, mode, log, saved)
+        compare(dataset, opt, mode, log=log, saved=saved)
         dataset.mean, dataset.std = saved["mean"], saved["std"]
     loader_class = ResidentLoader if opt.on_device else Loader
     options = {"device": device, "seed": opt.seed, "shuffle": training, "keep": keep}

@@ -268,6 +268,14 @@ def test_config_json_follows_a_resume_and_the_debugger(pictures, tmp_path, monke
     assert options_on_disk()["lr"] == last(run)["options"]["lr"] == 0.00125
 
 
+def test_a_resume_with_a_model_that_does_not_fit_changes_no_file(pictures, tmp_path):
+    run = train(pictures, tmp_path, max_epoch=1)
+    before = (run / "config.json").read_bytes()
+    with pytest.raises(checkpoint.CheckpointError, match="does not fit WithBatchNorm"):
+        main.train(resume=run, allow_changes=True, model=WithBatchNorm, max_epoch=2)
+    assert (run / "config.json").read_bytes() == before
+
+
 @pytest.mark.parametrize("native", [True, False])
 def test_a_run_keeps_its_precision_on_a_machine_where_auto_means_another(
     native, pictures, tmp_path, monkeypatch
@@ -434,17 +442,15 @@ import os, runpy, signal, sys
 sys.argv = ["main.py", "train", *{words!r}]
 import main
 def send(*_): os.kill(os.getpid(), signal.SIGHUP)
-main.models.SqueezeNet.register_buffer  # loaded
 import torch
 torch.nn.modules.module.register_module_forward_pre_hook(send)
 runpy.run_path("main.py", run_name="__main__")
 """
-    ignore = lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN)  # noqa: E731
-    command = [sys.executable, "-c", code]
-    done = subprocess.run(command, cwd=PROJECT, preexec_fn=ignore, capture_output=True, text=True)
+    command = ["nohup", sys.executable, "-c", code]
+    done = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert last(only_run(tmp_path))["epoch"] == 3
-    done = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True)
+    done = subprocess.run(command[1:], cwd=PROJECT, capture_output=True, text=True)
     assert done.returncode == 128 + signal.SIGHUP
 
 

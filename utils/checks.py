@@ -158,7 +158,14 @@ class Registry:
             raise RuntimeError(f"Module should be nn.Module type, but is {type(module)}.")
         if changing is not None or check_nan or check_inf:
             for name, parameter in module.named_parameters():
-                self.add_tensor(parameter, name, module_name, changing, check_nan, check_inf)
+                self.add_tensor(
+                    parameter,
+                    name,
+                    module_name,
+                    changing=changing,
+                    check_nan=check_nan,
+                    check_inf=check_inf,
+                )
         if output_range is None and not check_nan and not check_inf:
             return
         if module not in self.hooks:
@@ -174,7 +181,7 @@ class Registry:
     def add_module_output_range_check(
         self, module: nn.Module, output_range: Range, negate_range: bool = False, module_name=None
     ) -> None:
-        self.add_module(module, module_name, None, output_range, negate_range)
+        self.add_module(module, module_name, output_range=output_range, negate_range=negate_range)
 
     add_tensor_changing_check = partialmethod(add_tensor, changing=True)
     add_tensor_unchanging_check = partialmethod(add_tensor, changing=False)

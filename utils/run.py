@@ -72,7 +72,6 @@ class Run:
         self.lock = run_folder.lock(self.folder, self.log)
         for half_written in self.folder.glob(".*.tmp"):  # of a run that was killed
             half_written.unlink()
-        self._write_options()
         if is_new:
             files.write_json(self.folder / "environment.json", run_folder.environment())
         self.vis = Visualizer(self.opt.env, self.folder, self.opt.visdom_port)
@@ -81,6 +80,7 @@ class Run:
         self.writing: Future | None = None  # the newest save
         self.saved_at, self.read_back = time.monotonic(), False
         self._restore()
+        self._write_options()  # only now: a checkpoint that does not fit changes no file
         epoch, step = self.saved.get("epoch", 0), self.saved.get("step", 0)
         history = self.saved.get("history", [])
         self._note_place(epoch=epoch, step=step, history=history)

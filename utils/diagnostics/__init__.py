@@ -95,7 +95,8 @@ def run_check(check: Check, case: Any) -> Finding:
         raise
     except Exception as error:  # the model and the data set may raise anything
         mark, seen = "✗", " ".join(f"it raises {type(error).__name__}: {error}".split())[:300]
-    return Finding(mark, name.strip(), seen, " ".join(why.split()), " ".join(do.split()))
+    why, do = " ".join(why.split()), " ".join(do.split())
+    return Finding(mark, name.strip(), seen, why=why, do=do)
 
 
 def checks_in(names: dict[str, Any]) -> list[Check]:
