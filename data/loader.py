@@ -10,7 +10,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, default_collate
 from tqdm import tqdm
 
-from utils import signals
+from utils import ALL_CORES, signals
+from utils.device import all_cores
 from utils.failures import one_line
 from utils.seed import seed_of, seeded
 
@@ -48,7 +49,7 @@ class Loader:
         keep: bool = False,
     ) -> None:
         if num_workers is None:
-            num_workers = min(8, cores())
+            num_workers = min(8, core_count())
         self.dataset = dataset
         self.keep = keep and not shuffle
         self.kept: list[tuple[Tensor, Tensor] | None] = []
@@ -97,7 +98,9 @@ class Loader:
             return
         self.guarded.unreadable.zero_()
         kept, keep = [], self.keep and first_step == 0
-        for batch in self.batches:
+        with all_cores():
+            batches = iter(self.batches)  # starts the workers
+        for batch in batches:
             if keep and batch:
                 limit = free_memory(torch.device("cpu")) / 4
                 keep = batch[0].nbytes * (len(self) - len(kept)) < limit
@@ -199,9 +202,9 @@ def start_worker(device_type: str, number: int) -> None:
         os.nice(19)
 
 
-def cores() -> int:
+def core_count() -> int:
     """Return the number of cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return len(ALL_CORES) or os.cpu_count() or 1
 
 
 class Guarded(Dataset):

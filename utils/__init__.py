@@ -1,12 +1,16 @@
 """Tools of the commands, a file for each thing.
 
-main.py imports this package before torch, which reads the setting below when it is loaded.
+main.py imports this package before torch, which reads the settings below when it is loaded.
 """
 
 import os
+import sys
 
-# Threads that wait for each other let go of their cores after about 20 microseconds (GNU's OpenMP;
-# by itself it takes milliseconds). If another program computes on the same cores, they would
-# otherwise wait for threads that have no core to run on. What the user has set stays.
-if not {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"} & set(os.environ):
-    os.environ["GOMP_SPINCOUNT"] = "20000"
+ALL_CORES = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set()
+
+# OpenMP divides each operation of a step among threads that wait for each other. Beside another
+# program that computes on the same cores, two of these threads may come to share one core, which
+# makes a step up to fifty times slower. So each thread gets a core of its own (see utils/device.py
+# for the main thread). What the user has set about OpenMP stays.
+if sys.platform == "linux" and not any(name.startswith(("OMP_", "GOMP_")) for name in os.environ):
+    os.environ.update(OMP_PROC_BIND="true", OMP_PLACES="cores")

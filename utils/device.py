@@ -2,11 +2,38 @@
 
 import ctypes
 import os
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import torch
 from torch.optim import Optimizer
+
+from utils import ALL_CORES
+
+
+def use_cores(cores: set[int]) -> None:
+    """Let this thread run on these cores only; what it starts later runs there as well."""
+    with suppress(OSError):  # a container may have fewer cores by now
+        if cores:
+            os.sched_setaffinity(0, cores)
+
+
+@contextmanager
+def all_cores() -> Iterator[None]:
+    """Let what is started meanwhile run on every core, although this thread may be bound to one."""
+    before = os.sched_getaffinity(0) if ALL_CORES else set()
+    use_cores(ALL_CORES)
+    try:
+        yield
+    finally:
+        use_cores(before)
+
+
+# OpenMP has bound the main thread to its first core when torch was imported. `Run` binds it again
+# while it trains on the CPU; at other times, what the main thread starts may use every core.
+OWN_CORE = os.sched_getaffinity(0) if ALL_CORES else set()
+use_cores(ALL_CORES)
 
 
 def set_up_device(

@@ -11,9 +11,9 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
-from utils import checkpoint, files, metrics, report, run_folder
+from utils import ALL_CORES, checkpoint, files, metrics, report, run_folder
 from utils.checkpoint import plain_copy
-from utils.device import Precision, has_native_bf16
+from utils.device import OWN_CORE, Precision, has_native_bf16, use_cores
 from utils.guard import NotFinite, not_finite
 from utils.options import Options
 from utils.signals import StopRequest
@@ -208,6 +208,8 @@ class Run:
 
     def __enter__(self) -> "Run":
         self.stop.__enter__()
+        if self.facts["device"] == "cpu":
+            use_cores(OWN_CORE)
         return self
 
     def __exit__(self, error_type: Any, error: BaseException | None, trace: Any) -> None:
@@ -224,6 +226,7 @@ class Run:
             else:
                 self.vis.close()
             self.lock.close()
+            use_cores(ALL_CORES)
             self.stop.__exit__(error_type, error, trace)
         if isinstance(error, FloatingPointError):
             raise NotFinite(f"{error}; {self._advice()}") from error

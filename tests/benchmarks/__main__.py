@@ -24,7 +24,7 @@ import main
 import models
 from data import DogCat, Loader
 from data.cache import no_cache
-from data.loader import cores
+from data.loader import core_count
 from utils import engine, recipe
 from utils.device import set_up_device
 
@@ -155,7 +155,7 @@ class Bench:
 
     def pipeline(self) -> float:
         """Training batches without a model; pictures a second and core."""
-        return self.through("train", lambda batches: deque(batches, 0)) / min(cores(), 8)
+        return self.through("train", lambda batches: deque(batches, 0)) / min(core_count(), 8)
 
     def cached_pipeline(self) -> float:
         """The same from a memory cache that is full."""
