@@ -44,9 +44,8 @@ class DefaultConfig(Options):
     image_size: ImageSize = 128  # pixels a side; smaller is faster, larger shows finer detail
     crop_scale: Fraction = 0.5  # smallest share of a picture's area that a training crop shows
     num_workers: WholeNumber | None = None  # loader processes; None: one per core, at most 8
-    cache: Literal["auto", "none", "ram", "disk"] = "auto"  # kept pictures; auto: val's, in memory
+    cache: Literal["auto", "none", "ram", "disk"] = "auto"  # where decoded pictures are kept
     cache_root: str = "data/cache"  # folder of --cache=disk; it may be deleted at any time
-    on_device: bool = False  # hold the pictures on the device and augment there: fast on a GPU
 
     # Model
     model: str = "SqueezeNet"  # a class of models/

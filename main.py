@@ -44,9 +44,9 @@ def train(**options) -> Path:
     device, amp = set_up_device(opt.use_gpu, opt.precision, opt.deterministic)
 
     # step 2: data
-    train_loader = data.build_loader(opt, "train", device, log=run.log, saved=run.saved)
-    keep = opt.cache != "none"  # the pictures of val are the same in each epoch
-    val_loader = data.build_loader(opt, "val", device, log=run.log, saved=run.saved, keep=keep)
+    known = {"log": run.log, "saved": run.saved, "cache": opt.cache}
+    train_loader = data.build_loader(opt, "train", device, **known)
+    val_loader = data.build_loader(opt, "val", device, **known)
 
     # step 3: model, loss, optimizer, meters
     model = models.build(opt, train_loader.dataset.num_classes, load=not run.saved)

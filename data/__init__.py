@@ -8,31 +8,32 @@ Any other data set is a class like this:
         classes = ("rose", "tulip")  # the names of the K classes
 
         def __init__(self, root, mode, image_size, crop_scale):
+            super().__init__(mode, image_size, crop_scale)
             self.labels = ...  # mode "train", "val": the class of each sample, 0 … K - 1
             self.ids = ...  # mode "test", which has no labels: a number for each sample
 
-        def __getitem__(self, index):
-            return image, label  # uint8 (3, image_size, image_size), int; in mode "test", the id
+        def read(self, index):
+            return picture  # uint8 (3, H, W), of any size, for example by read_image(path)
 
-Augment in mode "train" alone, by random numbers of torch, random or numpy.random; a crop shows at
-least the share crop_scale of a picture. For a picture that cannot be read, raise UnreadableImage,
-as `read_image` does, or an OSError that names a file: it is left out. Other errors end the run.
+ImageDataset decodes a picture once, keeps it (--cache), reduces it to what training needs, crops
+and flips it at random in mode "train", and cuts out the middle in the others. Other augmentation:
+give its `__init__` `transforms`, any function of a picture, for example of torchvision's v2.
+For full control write `__getitem__(index)` instead of `read`: it returns a uint8 image
+(3, image_size, image_size) and its label, in mode "test" its id. Random numbers come from torch,
+random or numpy.random, which are seeded for each sample.
+
+For a picture that cannot be read, raise UnreadableImage, as `read_image` does, or an OSError that
+names a file: it is left out. Other errors end the run.
 
 ImageDataset makes `num_classes`, `class_counts`, `__len__` and `describe()` of these, and sets
 `mean` and `std` (of values in 0 … 1) to ImageNet's and `fingerprint` to "". A class may set others:
 a fingerprint is a text that changes with the files, the same for train and val. --resume compares.
-
-Optional methods, all of which DogCat has:
-- `path(index)` returns the file of a sample. Without it, `check` does not look at files.
-- `keep(where, folder)` keeps decoded pictures in memory (where="ram") or in the folder ("disk").
-  Without it, --cache=ram and --cache=disk are refused.
-- `whole()` returns the data set without augmentation, `augment(images, seed)` augments a batch
-  (N, 3, H, W). Without them, or if `augment` is None, --on-device is refused.
+`path(index)`, the file of a sample, is optional: `check` looks at files, --cache=disk needs it.
 """
 
 from data.build import build_loader, open_split
 from data.image_dataset import ImageDataset, UnreadableImage, read_image
-from data.loader import Loader, ResidentLoader
+from data.loader import Loader
 
 # What follows the dots is what --dataset takes.
 from .dogcat import DogCat

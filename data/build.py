@@ -1,16 +1,21 @@
 """Open the data set that the options ask for, and make its batches."""
 
 from collections.abc import Callable, Mapping
+from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 import data
 from utils.checkpoint import CheckpointError
 from utils.options import UsageError, find_class
+from utils.seed import seed_of
 
+from .cache import PictureFile, free_memory
 from .image_dataset import ImageDataset
-from .loader import Loader, ResidentLoader
+from .loader import Loader
 
 
 def open_split(opt: Any, mode: str) -> ImageDataset:
@@ -26,28 +31,55 @@ def build_loader(
     device: torch.device,
     log: Callable[[str], Any] = print,
     saved: Mapping[str, Any] | None = None,
-    keep: bool = False,
+    cache: str = "none",
 ) -> Loader:
-    """Return the loader of a split, whose `dataset` is the data set. keep: see Loader.
+    """Return the loader of a split, whose `dataset` is the data set.
 
     saved: a checkpoint, with which the data set is compared and whose normalisation it takes over.
+    cache: where decoded pictures are kept, as in config.py.
     """
-    dataset, name, training = open_split(opt, mode), opt.dataset, mode == "train"
-    if opt.on_device and not hasattr(dataset, "whole"):
-        raise UsageError(f"{name} has no `whole`: leave out --on-device")
-    if opt.on_device and training and not getattr(dataset, "augment", None):
-        raise UsageError(f"{name} has no `augment` for its transforms: leave out --on-device")
-    if opt.cache == "disk" or (opt.cache == "ram" and training and not opt.on_device):
-        if not hasattr(dataset, "keep"):
-            raise UsageError(f"{name} has no `keep`: leave out --cache={opt.cache}")
-        dataset.keep(opt.cache, opt.cache_root)
+    dataset = open_split(opt, mode)
     log(f"{mode}: {dataset.describe()}")
     if saved:
         compare(dataset, opt, mode, log=log, saved=saved)
         dataset.mean, dataset.std = saved["mean"], saved["std"]
-    loader_class = ResidentLoader if opt.on_device else Loader
-    options = {"device": device, "seed": opt.seed, "shuffle": training, "keep": keep}
-    return loader_class(dataset, opt.batch_size, opt.num_workers, **options)
+    if cache != "none":
+        log(f"{mode}: {keep_pictures(dataset, cache, Path(opt.cache_root))}")
+    shuffle = mode == "train"
+    return Loader(dataset, opt.batch_size, opt.num_workers, device, seed=opt.seed, shuffle=shuffle)
+
+
+def keep_pictures(dataset: ImageDataset, where: str, folder: Path) -> str:
+    """Let a data set keep its decoded pictures, where they fit; return what is done, in words.
+
+    where: "ram"; "disk", a file in `folder`, for later runs too; "auto", in memory if a quarter of
+    the free memory holds them. Raises UsageError if the data set has no pictures to keep.
+    """
+    name = type(dataset).__name__
+    for needed in ["read", "path"] if where == "disk" else ["read"]:
+        if not hasattr(dataset, needed) and where != "auto":
+            raise UsageError(f"{name} has no `{needed}`: leave out --cache={where}")
+    if not hasattr(dataset, "read"):
+        return f"pictures are decoded in each epoch, for {name} has no `read`"
+    if where == "disk":
+        source = seed_of(str(dataset.path(0).resolve().parent))
+        path = folder / f"{name}-{dataset.mode}-{dataset.side}-{source:x}.pictures"
+        dataset.kept = PictureFile(len(dataset), dataset.side, path)
+        return f"decoded pictures are kept in {path}"
+    sizes = []
+    for index in range(0, len(dataset), -(-len(dataset) // 32)):  # 32 of them, evenly spread
+        with suppress(Exception):  # is reported when it is its turn
+            sizes.append(dataset.picture(index).nbytes)
+    need = int(np.mean(sizes or [0]) * len(dataset))
+    free, share = free_memory(), 4 if where == "auto" else 2
+    memory = f"about {need / 1e6:,.0f} MB of {free / 1e6:,.0f} MB of free memory"
+    if need > free / share:
+        return f"pictures are decoded in each epoch: to keep them would take {memory}"
+    try:
+        dataset.kept = PictureFile(len(dataset), dataset.side)
+    except OSError as error:  # the user may have limited the size of files
+        return f"pictures are decoded in each epoch: no memory to keep them ({error.strerror})"
+    return f"decoded pictures stay in memory, {memory}"
 
 
 def compare(

@@ -1,120 +1,110 @@
-"""Caches of decoded pictures, which later epochs need not decode again; and the free memory."""
+"""Decoded pictures in one file, in memory or on the disk, which later epochs need not decode."""
 
-import hashlib
-import multiprocessing
 import os
-import shutil
+import tempfile
 import zlib
-from collections.abc import Callable
 from contextlib import suppress
+from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-Read = Callable[[Path], Tensor]  # uint8 pictures (3, H, W)
 CGROUP_FILES = {  # of Linux's control groups, version 1 and 2: limit, use, part that can be freed
     "memory": ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
     "": ("memory.max", "memory.current", "inactive_file"),
 }
+LARGEST = 12  # bytes of a picture per side ** 2; a larger one has no place
+PAGE = 4096  # bytes; the part of a place in the file that a picture does not fill takes no memory
 
 
-def no_cache(index: int, path: Path, read: Read) -> Tensor:
-    """Return the picture at `path`."""
-    return read(path)
+class PictureFile:
+    """A file with a place for each picture, which the loader processes read and write together.
 
-
-class RamCache:
-    """Pictures in memory that all loader processes share: at most half of the free memory."""
-
-    def __init__(self, count: int, path: Callable[[int], Path], read: Read) -> None:
-        sizes = []
-        for index in range(0, count, max(1, count // 200)):
-            with suppress(OSError):
-                sizes.append(read(path(index)).numel())
-        need = max(1, int(1.1 * count * sum(sizes) / max(1, len(sizes))))
-        size = min(need, free_memory() // 2)
-        self.store = torch.empty(size, dtype=torch.uint8).share_memory_()
-        self.start = torch.full((count,), -1, dtype=torch.int64).share_memory_()
-        self.shape = torch.zeros(count, 2, dtype=torch.int32).share_memory_()
-        self.used = multiprocessing.Value("q", 0)
-        share = f" ({size / need:.0%} of them)" if size < need else ""
-        self.description = f"{size / 1e6:,.0f} MB of memory{share}"
-
-    def __call__(self, index: int, path: Path, read: Read) -> Tensor:
-        """Return the picture at `path`, whose index is `index`, and store it."""
-        start = int(self.start[index])
-        if start >= 0:
-            height, width = self.shape[index].tolist()
-            pixels = self.store[start : start + 3 * height * width].view(height, width, 3)
-            return pixels.permute(2, 0, 1).clone()  # transforms may change it
-        image = read(path)
-        pixels = image.permute(1, 2, 0)
-        with self.used.get_lock():
-            start = self.used.value
-            if start + pixels.numel() > len(self.store):
-                return image
-            self.used.value += pixels.numel()
-        self.store[start : start + pixels.numel()] = pixels.flatten()
-        self.shape[index] = torch.tensor(pixels.shape[:2])
-        self.start[index] = start  # last, because it marks the picture as stored
-        return image
-
-
-class DiskCache:
-    """Pictures as one .npy file each under `root`, for later runs too; a full disk is no failure.
-
-    A file that has changed is decoded again; `decoder` tells how, and if it changes all are.
+    It begins with a row (stamp, checksum, height, width) for each picture; height 0 means that it
+    is not stored. A picture is taken from the file if its stamp is the one asked for and its
+    checksum is right: another stamp means that its source has changed, another checksum that a
+    power cut has interrupted the writing. A full disk is no failure: pictures are decoded again.
     """
 
-    def __init__(self, root: Path, decoder: str) -> None:
-        root.mkdir(parents=True, exist_ok=True)
-        self.root, self.decoder = root, decoder
-        self.description = str(root)
+    def __init__(self, count: int, side: int, path: Path | None = None) -> None:
+        """path: None for a file in memory, which is gone when this process has ended or died."""
+        self.count, self.on_disk = count, path is not None
+        self.rows_size = -(-32 * count // PAGE) * PAGE
+        self.place_size = -(-LARGEST * side**2 // PAGE) * PAGE
+        if path:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.touch()
+        elif hasattr(os, "memfd_create"):  # Linux
+            self.file = open(os.memfd_create("pictures"), "r+b")  # noqa: SIM115 (kept open)
+            path = Path(f"/proc/{os.getpid()}/fd/{self.file.fileno()}")
+        else:
+            self.file = tempfile.NamedTemporaryFile()  # noqa: SIM115 (kept open)
+            path = Path(self.file.name)
+        self.path = path
+        size = self.rows_size + count * self.place_size
+        os.truncate(path, max(size, os.path.getsize(path)))
 
-    def __call__(self, index: int, path: Path, read: Read) -> Tensor:
-        """Return the picture at `path` and store it."""
-        status = path.stat()
-        stamp = (status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino)
-        key = repr((str(path.resolve()), stamp, self.decoder))
-        name = hashlib.blake2b(key.encode(), digest_size=16).hexdigest()
-        stored = self.root / name[:2] / f"{name}.npy"
-        with suppress(Exception), open(stored, "rb") as file:  # a damaged one raises any exception
-            pixels = np.load(file)
-            if file.read() == checksum(pixels):  # else a power cut has interrupted its writing
-                return torch.from_numpy(pixels).permute(2, 0, 1)
-        image = read(path)
-        pixels = image.permute(1, 2, 0).numpy()
-        temporary = stored.with_suffix(f".{os.getpid()}")
-        try:
-            stored.parent.mkdir(exist_ok=True)
-            with open(temporary, "wb") as file:
-                np.save(file, pixels)
-                file.write(checksum(pixels))
-            os.replace(temporary, stored)
-        except OSError:
-            with suppress(OSError):
-                temporary.unlink(missing_ok=True)
-        return image
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what another process needs: it opens the file itself."""
+        names = "count", "on_disk", "rows_size", "place_size", "path"
+        return {name: self.__dict__[name] for name in names}
+
+    @cached_property
+    def descriptor(self) -> int:
+        return os.open(self.path, os.O_RDWR)
+
+    @cached_property
+    def rows(self) -> np.ndarray:
+        """(count, 4) of int64, one memory for all processes."""
+        return np.memmap(self.path, np.int64, "r", shape=(self.count, 4))
+
+    @cached_property
+    def pixels(self) -> Tensor:
+        shape = self.count * self.place_size
+        return torch.from_numpy(np.memmap(self.path, np.uint8, "r+", self.rows_size, shape))
+
+    @cached_property
+    def verified(self) -> set[int]:
+        return set()  # indices whose checksum this process has compared
+
+    def read(self, index: int, stamp: int = 0) -> Tensor | None:
+        """Return picture `index`, uint8 (3, H, W), or None. It must not be changed in place."""
+        known, checksum, height, width = self.rows[index].tolist()
+        if not height or known != stamp:
+            return None
+        start = index * self.place_size
+        pixels = self.pixels[start : start + 3 * height * width]
+        if index not in self.verified:
+            if zlib.crc32(pixels.numpy()) != checksum:
+                return None
+            self.verified.add(index)
+        return pixels.view(height, width, 3).permute(2, 0, 1)
+
+    def write(self, index: int, picture: Tensor, stamp: int = 0) -> None:
+        """Store a picture (3, H, W), if it fits in its place."""
+        pixels = picture.permute(1, 2, 0).contiguous().numpy()
+        if pixels.nbytes > self.place_size:
+            return
+        row = np.array([stamp, zlib.crc32(pixels), *pixels.shape[:2]], dtype=np.int64)
+        with suppress(OSError):
+            start = self.rows_size + index * self.place_size
+            if os.pwrite(self.descriptor, pixels, start) == pixels.nbytes:
+                os.pwrite(self.descriptor, row, 32 * index)  # last, for it marks it as stored
+
+    def stored(self) -> Tensor:
+        """Return which pictures are stored: bool (count,)."""
+        return torch.from_numpy(self.rows[:, 2] > 0)
 
 
-def checksum(pixels: np.ndarray) -> bytes:
-    return zlib.crc32(np.ascontiguousarray(pixels)).to_bytes(4, "little")
-
-
-def free_memory(device: torch.device | None = None, root: Path = Path("/")) -> int:
-    """Return the free bytes of a device; without one, of memory that processes can share.
-
-    In memory, the machine, /dev/shm and each control group of this process have a limit.
-    """
-    if device is not None and device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
+def free_memory(root: Path = Path("/")) -> int:
+    """Return the free bytes of memory, of the machine and of each control group around us."""
     limits = free_in_cgroups(root)
     with suppress(OSError):
         lines = (root / "proc/meminfo").read_text().splitlines()
         limits += [1024 * int(line.split()[1]) for line in lines if "MemAvailable" in line]
-        limits += [] if device else [shutil.disk_usage(root / "dev/shm").free]
     return max(0, min(limits, default=4 << 30))  # 4 GiB if the system says nothing
 
 

@@ -1,23 +1,17 @@
 """Dogs vs. Cats: which files there are, what each shows, and which split it belongs to."""
 
-import copy
 import hashlib
 import os
 import re
-import zlib
-from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 from unicodedata import normalize
 
 import numpy as np
-import PIL
 from torch import Tensor
 
-from . import image_dataset
-from .cache import DiskCache, RamCache, no_cache
 from .image_dataset import ImageDataset, fingerprint, printable, read_image
-from .transforms import Transform, eval_transforms, on_batches, train_transforms
+from .transforms import Transform
 
 SUFFIXES = "jpe?g|png|bmp|webp"
 SYSTEM_FILES = {"thumbs.db", "desktop.ini"}
@@ -44,15 +38,8 @@ class DogCat(ImageDataset):
         crop_scale: float = 0.5,
         val_share: float = 0.3,
     ) -> None:
-        self.root, self.mode = Path(root), mode
-        augmented = mode == "train"
-        self.transforms = transforms or (
-            train_transforms(image_size, crop_scale) if augmented else eval_transforms(image_size)
-        )
-        # A crop of half a picture's area then still has image_size pixels a side.
-        self.side = round(2**0.5 * image_size)
-        self.read = partial(read_image, side=self.side)
-        self.cache = no_cache
+        super().__init__(mode, image_size, crop_scale, transforms)
+        self.root = Path(root)
         self.rejected: dict[str, str] = {}  # file name: why the file is left out
         rows = found = self._find()
         self.fingerprint = fingerprint(self.root, [name for *_, name in found])  # of both splits
@@ -71,33 +58,11 @@ class DogCat(ImageDataset):
         else:
             self.labels = np.array([label for label, *_ in rows], dtype=np.int64)
 
-    def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        image = self.cache(index, self.path(index), self.read)
-        numbers = self.ids if self.mode == "test" else self.labels
-        return self.transforms(image), int(numbers[index])
+    def read(self, index: int) -> Tensor:
+        return read_image(self.path(index), side=self.side)
 
     def path(self, index: int) -> Path:
         return self.root / os.fsdecode(self.names[index])
-
-    def keep(self, where: Literal["ram", "disk"], folder: str | Path) -> None:
-        """Keep decoded pictures in memory, or as files in `folder`, from now on."""
-        if where == "ram":
-            self.cache = RamCache(len(self), self.path, self.read)
-        else:
-            code = zlib.crc32(Path(image_dataset.__file__).read_bytes())  # an edit changes pixels
-            self.cache = DiskCache(Path(folder), f"Pillow {PIL.__version__}, {self.side}, {code}")
-
-    def whole(self) -> "DogCat":
-        """Return a copy for ResidentLoader, whose samples are not cropped and flipped yet."""
-        view = copy.copy(self)
-        if self.augment:
-            view.transforms = eval_transforms(self.side, share=1.0)
-        return view
-
-    @property
-    def augment(self) -> Any:
-        """What crops and flips a batch on its device; None if `transforms` do something else."""
-        return on_batches(self.transforms)
 
     @property
     def example(self) -> str:
@@ -108,8 +73,6 @@ class DogCat(ImageDataset):
     def describe(self) -> str:
         """Return what there is and, once for train and val, what is left out and why."""
         text = f"{super().describe()} in {printable(self.root)}"
-        if self.cache is not no_cache:
-            text += f"; decoded pictures are kept in {self.cache.description}"
         if self.rejected and self.mode != "val":
             names = [f"{name} ({reason})" for name, reason in self.rejected.items()]
             more = f" and {len(names) - 10:,} more" if len(names) > 10 else ""

@@ -2,18 +2,27 @@
 
 import hashlib
 import os
+import zlib
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
+import PIL
 from PIL import Image, ImageOps
 from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision.transforms.v2.functional import pil_to_tensor
 
+from utils.seed import seed_of
+
+from .cache import PictureFile
+from .transforms import MiddleSquare, RandomCropAndFlip, Transform, resize
+
 FORMATS = ["JPEG", "PNG", "BMP", "WEBP", "GIF"]  # by content: photos often carry a wrong suffix
 MAX_PIXELS = 100_000_000  # larger pictures are taken for decompression bombs
+DECODER = zlib.crc32(Path(__file__).read_bytes())  # an edit of this file changes pixels
 
 
 class UnreadableImage(OSError):
@@ -21,14 +30,57 @@ class UnreadableImage(OSError):
 
 
 class ImageDataset(Dataset):
-    """What a data set needs besides `classes`, `labels` and `__getitem__`: see data/__init__.py."""
+    """What a data set needs besides `classes`, `labels` and `read`: see data/__init__.py."""
 
     mean, std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's, of values in 0 … 1
     ids: Sequence[int] | None = None  # in mode "test"
     fingerprint = ""
+    kept: PictureFile | None = None  # pictures that are decoded already
+
+    def __init__(
+        self,
+        mode: Literal["train", "val", "test"] = "train",
+        image_size: int = 224,
+        crop_scale: float = 0.5,
+        transforms: Transform | None = None,
+    ) -> None:
+        self.mode = mode
+        # A crop of half a picture's area then still has image_size pixels a side.
+        self.side = round(2**0.5 * image_size)
+        if transforms is None and mode == "train":
+            transforms = RandomCropAndFlip(image_size, crop_scale)
+        self.transforms = transforms or MiddleSquare(image_size)
 
     def __len__(self) -> int:
         return len(self.labels if self.ids is None else self.ids)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        """Return (image, label) of a sample; in mode "test" (image, id)."""
+        return self.transforms(self.picture(index).clone()), self.number(index)
+
+    def number(self, index: int) -> int:
+        """Return the label of a sample, in mode "test" its id."""
+        return int((self.labels if self.ids is None else self.ids)[index])
+
+    def picture(self, index: int) -> Tensor:
+        """Return a picture before the transforms, reduced if it is much larger than `side`.
+
+        It may lie in memory that all processes share: change a copy.
+        """
+        stamp = self.stamp(index) if self.kept and self.kept.on_disk else 0
+        picture = self.kept and self.kept.read(index, stamp)
+        if picture is None:
+            picture = shrink(self.read(index), self.side)
+            if self.kept:
+                self.kept.write(index, picture, stamp)
+        return picture
+
+    def stamp(self, index: int) -> int:
+        """Return a number that changes with the file of a sample and with how it is decoded."""
+        path = self.path(index)
+        status = path.stat()
+        facts = status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino
+        return seed_of(str(path.resolve()), *facts, self.side, PIL.__version__, DECODER)
 
     @property
     def num_classes(self) -> int:
@@ -44,6 +96,15 @@ class ImageDataset(Dataset):
         counts = zip(self.class_counts, self.classes, strict=True) if self.ids is None else ()
         parts = ", ".join(f"{count:,} {name}" for count, name in counts)
         return f"{len(self):,} pictures" + f" ({parts})" * bool(parts)
+
+
+def shrink(picture: Tensor, side: int) -> Tensor:
+    """Reduce a picture (3, H, W) to `side` pixels of the shorter side, if it has 1.5 times that."""
+    _, height, width = picture.shape
+    factor = side / min(height, width)
+    if factor > 2 / 3:
+        return picture
+    return resize(picture, max(side, round(factor * height)), max(side, round(factor * width)))
 
 
 def fingerprint(folder: Path, names: Sequence[str]) -> str:

@@ -1,77 +1,72 @@
-"""Crops, flips and resizing, one picture at a time; crops, flips and normalising of batches."""
+"""Crops, flips and resizing of one picture, normalising of a batch."""
 
 import math
 from collections.abc import Callable, Sequence
-from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
-from torchvision.transforms import v2
 
 Transform = Callable[[Tensor], Tensor]  # uint8 pictures (3, H, W)
 
 
-def train_transforms(image_size: int, crop_scale: float) -> Transform:
-    """Crop and flip at random: uint8 (3, H, W) to (3, image_size, image_size)."""
-    crop = RandomResizedCrop(image_size, scale=(crop_scale, 1.0))
-    return v2.Compose([crop, v2.RandomHorizontalFlip()])
+class RandomCropAndFlip:
+    """Crop, flip and resize at random: uint8 (3, H, W) to (3, image_size, image_size).
 
-
-def eval_transforms(image_size: int, share: float = 0.875) -> Transform:
-    """Take the middle square: uint8 (3, H, W) to (3, image_size, image_size)."""
-    middle = v2.Lambda(partial(middle_square, share=share))
-    return v2.Compose([middle, v2.Resize((image_size, image_size))])
-
-
-def on_batches(transforms: Transform) -> Callable[[Tensor, int], Tensor] | None:
-    """Return what does the same for (images, seed); None if there is more than crop and flip."""
-    match getattr(transforms, "transforms", None):
-        case [RandomResizedCrop(size=[side, _], scale=[least, 1]), v2.RandomHorizontalFlip(p=0.5)]:
-            return partial(crop_and_flip, side, least)
-    return None
-
-
-def crop_and_flip(size: int, crop_scale: float, images: Tensor, seed: int) -> Tensor:
-    """Crop and flip each picture of a batch: (N, 3, H, W) to float32 (N, 3, size, size)."""
-    generator, count = torch.Generator().manual_seed(seed), len(images)  # the same on all devices
-    area, ratio, flip, x, y = torch.rand(5, count, generator=generator)
-    area = crop_scale + (1 - crop_scale) * area
-    ratio = (math.log(3 / 4) + 2 * math.log(4 / 3) * ratio).exp()
-    boxes = torch.zeros(count, 2, 3)  # affine maps from a crop's -1 … 1 to the picture's -1 … 1
-    boxes[:, 0, 0] = (area * ratio).sqrt().clamp(max=1)
-    boxes[:, 1, 1] = (area / ratio).sqrt().clamp(max=1)
-    boxes[:, 0, 2] = (2 * x - 1) * (1 - boxes[:, 0, 0])
-    boxes[:, 1, 2] = (2 * y - 1) * (1 - boxes[:, 1, 1])
-    boxes[:, 0, 0] *= torch.where(flip < 0.5, -1, 1)
-    boxes = boxes.to(images.device)
-    grid = F.affine_grid(boxes, [count, 3, size, size], align_corners=False)
-    return F.grid_sample(images.float(), grid, padding_mode="border", align_corners=False)
-
-
-def middle_square(image: Tensor, share: float) -> Tensor:
-    """Return the middle square, `share` of the shorter side wide (Resize(256) + CenterCrop(224)).
-
-    Cutting before resizing needs little memory, even for a picture of 1 x 10,000 pixels.
+    Like RandomResizedCrop and RandomHorizontalFlip of torchvision: a crop shows crop_scale to 1 of
+    the picture's area, with a ratio of its sides from 3/4 to 4/3. numbers: the five random numbers
+    of 0 … 1 that decide it; None draws them from torch's generator.
     """
-    height, width = image.shape[1:]
-    side = max(1, round(share * min(height, width)))
-    top, left = (height - side) // 2, (width - side) // 2
-    return packed(image[:, top : top + side, left : left + side])
+
+    count = 5  # of the random numbers
+
+    def __init__(self, image_size: int, crop_scale: float) -> None:
+        self.image_size, self.crop_scale = image_size, crop_scale
+
+    def __call__(self, picture: Tensor, numbers: Sequence[float] | None = None) -> Tensor:
+        share, ratio, top, left, flip = torch.rand(5).tolist() if numbers is None else numbers
+        _, full_height, full_width = picture.shape
+        area = (self.crop_scale + (1 - self.crop_scale) * share) * full_height * full_width
+        ratio = math.exp((2 * ratio - 1) * math.log(4 / 3))
+        height = min(full_height, max(1, round(math.sqrt(area / ratio))))
+        width = min(full_width, max(1, round(math.sqrt(area * ratio))))
+        top, left = int(top * (full_height - height + 1)), int(left * (full_width - width + 1))
+        crop = picture[:, top : top + height, left : left + width]
+        return resize(crop, self.image_size, self.image_size, flip=flip < 0.5)
 
 
-class RandomResizedCrop(v2.RandomResizedCrop):
-    """torchvision's crop, but packed before it is resized, which saves a third of the time."""
+class MiddleSquare:
+    """Take the middle square, `share` of the shorter side wide: uint8 (3, H, W) to image_size.
 
-    def transform(self, image: Tensor, params: dict[str, Any]) -> Tensor:
-        crop = packed(v2.functional.crop(image, **params))
-        return v2.functional.resize(crop, self.size, self.interpolation, antialias=self.antialias)
+    It is Resize(256) and CenterCrop(224) of torchvision for 224 pixels, but cuts before it resizes,
+    which needs little memory even for a picture of 1 x 10,000 pixels.
+    """
+
+    count = 0  # random numbers
+
+    def __init__(self, image_size: int, share: float = 0.875) -> None:
+        self.image_size, self.share = image_size, share
+
+    def __call__(self, picture: Tensor, numbers: Sequence[float] = ()) -> Tensor:
+        _, height, width = picture.shape
+        side = max(1, round(self.share * min(height, width)))
+        top, left = (height - side) // 2, (width - side) // 2
+        crop = picture[:, top : top + side, left : left + side]
+        return resize(crop, self.image_size, self.image_size)
 
 
-def packed(image: Tensor) -> Tensor:
-    """Return the same picture with the colours of a pixel side by side in memory, as in files."""
-    return image.permute(1, 2, 0).contiguous().permute(2, 0, 1)
+def resize(picture: Tensor, height: int, width: int, flip: bool = False) -> Tensor:
+    """Resize with antialiasing, and flip if asked to: uint8 (3, H, W) to (3, height, width).
+
+    The colours of a pixel lie side by side in memory, as in files, before and after: that is what
+    torch.nn.functional.interpolate, which calls the same operation, does not keep.
+    """
+    pixels = picture.permute(1, 2, 0)
+    pixels = (pixels.flip(1) if flip else pixels).contiguous()
+    resized = torch.empty(1, height, width, 3, dtype=torch.uint8).permute(0, 3, 1, 2)
+    torch.ops.aten._upsample_bilinear2d_aa.out(
+        pixels.permute(2, 0, 1)[None], [height, width], False, None, None, out=resized
+    )
+    return resized[0]
 
 
 class Normalize:

@@ -23,22 +23,17 @@ import pytest
 import torch
 from PIL import Image
 from torch.utils.data import Dataset
-from torchvision.transforms import InterpolationMode, v2
+from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional
 
 import data
-from data import DogCat, Loader, ResidentLoader
+from data import DogCat, Loader
+from data.build import keep_pictures
 from data.cache import free_memory
 from data.image_dataset import MAX_PIXELS, ImageDataset, UnreadableImage, read_image
 from data.loader import SampleError
 from data.sampler import EpochSampler
-from data.transforms import (
-    Normalize,
-    RandomResizedCrop,
-    crop_and_flip,
-    eval_transforms,
-    train_transforms,
-)
+from data.transforms import MiddleSquare, Normalize, RandomCropAndFlip, resize
 from tests.drawings import draw
 from utils.checkpoint import CheckpointError
 from utils.options import UsageError
@@ -57,9 +52,9 @@ def names_of(dataset: DogCat) -> list[str]:
     return [name.decode() for name in dataset.names]
 
 
-def everything(root: Path) -> DogCat:
+def everything(root: Path, image_size: int = 64) -> DogCat:
     """Open a folder without setting pictures apart for val."""
-    return DogCat(root, mode="train", val_share=0.0, image_size=64)
+    return DogCat(root, mode="train", val_share=0.0, image_size=image_size)
 
 
 def test_only_names_of_the_pattern_count_and_the_others_are_named(tmp_path):
@@ -131,7 +126,7 @@ def test_a_name_that_is_not_utf_8_is_left_out_and_told_in_plain_text(tmp_path):
     assert failure.startswith(f"{tmp_path}/caf\\xe9/dog.2.jpg is left out: ")
     for text in (dataset.describe(), dataset.fingerprint, failure):
         text.encode("utf-8")  # so that it can be printed and written into log.txt
-    dataset.keep("disk", tmp_path / "cache")
+    keep_pictures(dataset, "disk", tmp_path / "cache")
     assert torch.equal(dataset[1][0], DogCat(root, dataset.transforms, val_share=0)[1][0])
     shutil.rmtree(folder)
     os.mkdir(folder)
@@ -456,14 +451,15 @@ def number_of(name: str) -> int:
     return int(name.split(".")[1])
 
 
-@pytest.mark.parametrize("kind", [Loader, ResidentLoader])
-def test_the_loader_leaves_broken_pictures_out_and_names_them(odd, kind):
+@pytest.mark.parametrize("cache", ["none", "ram", "disk"])
+def test_the_loader_leaves_broken_pictures_out_and_names_them(odd, tmp_path, cache):
     dataset = everything(odd)
+    keep_pictures(dataset, cache, tmp_path)
     usable = [i for i, name in enumerate(names_of(dataset)) if number_of(name) < 200]
     assert len(dataset) == 4 + len(USABLE) + len(BROKEN)
     results = []
     for num_workers in (0, 2):
-        loader = kind(dataset, 5, num_workers, seed=0)
+        loader = Loader(dataset, 5, num_workers, seed=0)
         batches = [*loader.epoch()]
         labels = torch.cat([labels for _, _, labels in batches])
         assert labels.tolist() == dataset.labels[usable].tolist()
@@ -479,13 +475,12 @@ def test_the_loader_leaves_broken_pictures_out_and_names_them(odd, kind):
         assert step == step2 and torch.equal(images, images2) and torch.equal(labels, labels2)
 
 
-@pytest.mark.parametrize("kind", [Loader, ResidentLoader])
-def test_a_batch_without_one_readable_picture_is_passed_over(tmp_path, kind):
+def test_a_batch_without_one_readable_picture_is_passed_over(tmp_path):
     draw("dog", 1).save(tmp_path / "dog.9.jpg")
     for number in range(4):
         (tmp_path / f"cat.{number}.jpg").touch()
     for num_workers in (0, 2):
-        batches = [*kind(everything(tmp_path), 2, num_workers).epoch()]
+        batches = [*Loader(everything(tmp_path), 2, num_workers).epoch()]
         assert [(step, labels.tolist()) for step, _, labels in batches] == [(2, [1])]
 
 
@@ -504,8 +499,7 @@ def options(pictures: Path, **changes) -> SimpleNamespace:
         "batch_size": 8,
         "seed": 0,
         "cache": "auto",
-        "cache_root": None,
-        "on_device": False,
+        "cache_root": "data/cache",
         "allow_changes": False,
         "load_model_path": "somewhere/best.pth",
     }
@@ -606,24 +600,15 @@ def test_labels_may_be_any_sequence(flowers, pictures, given):
 
 
 @pytest.mark.parametrize("mode", ["train", "val"])
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"cache": "ram"}, "Flowers has no `keep`: leave out --cache=ram"),
-        ({"cache": "disk"}, "Flowers has no `keep`: leave out --cache=disk"),
-        ({"on_device": True}, "Flowers has no `whole`: leave out --on-device"),
-    ],
-)
-def test_options_that_need_optional_parts_are_refused_without_them(
-    flowers, pictures, changes, message, mode
-):
-    opt = options(pictures, dataset="Flowers", **changes)
-    if (opt.cache, mode) == ("ram", "val"):  # whose batches stay in memory anyway
-        assert len(build_loader(opt, mode)) == 1
-        return
-    with pytest.raises(UsageError) as caught:
-        build_loader(opt, mode)
-    assert str(caught.value) == message
+def test_a_cache_is_refused_where_a_data_set_has_no_pictures_to_keep(flowers, pictures, mode):
+    opt = options(pictures, dataset="Flowers")
+    for cache in ("ram", "disk"):
+        with pytest.raises(UsageError) as caught:
+            build_loader(opt, mode, cache=cache)
+        assert str(caught.value) == f"Flowers has no `read`: leave out --cache={cache}"
+    lines = []
+    build_loader(opt, mode, cache="auto", log=lines.append)
+    assert lines[1] == f"{mode}: pictures are decoded in each epoch, for Flowers has no `read`"
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])
@@ -660,15 +645,17 @@ def test_a_file_that_is_missing_is_left_out_and_all_of_them_end_the_run(
         ]
 
 
-@pytest.mark.parametrize("kind", [Loader, ResidentLoader])
+@pytest.mark.parametrize("cache", ["none", "ram"])
 @pytest.mark.parametrize("num_workers", [0, 2])
 def test_if_no_picture_can_be_read_the_first_one_and_its_reason_are_told(
-    tmp_path, kind, num_workers
+    tmp_path, cache, num_workers
 ):
     root = fill(tmp_path / "set", "cat.1.jpg", "cat.2.jpg", "dog.1.jpg")
     for path in root.iterdir():
         path.write_bytes(b"")
-    with pytest.raises(UnreadableImage) as caught, kind(everything(root), 2, num_workers) as loader:
+    dataset = everything(root)
+    keep_pictures(dataset, cache, tmp_path)
+    with pytest.raises(UnreadableImage) as caught, Loader(dataset, 2, num_workers) as loader:
         [*loader.epoch()]
     expected = f"not one picture could be read: {root / 'cat.1.jpg'} is left out: "
     assert str(caught.value).startswith(expected) and "\n" not in str(caught.value)
@@ -733,17 +720,42 @@ def test_a_callers_own_transforms_are_kept(pictures):
         assert dataset[0][0].tolist() == torch.full((3, 2, 2), 7).tolist()
 
 
-def test_crops_keep_the_settings_of_torchvisions_class():
-    picture = torch.randint(0, 2, (3, 90, 70), dtype=torch.uint8) * 255
-    settings = {"interpolation": InterpolationMode.NEAREST, "antialias": False}
-    sizes = {"size": 32, "scale": (0.5, 1.0)}
-    for more in (settings, {}):
-        crops = []
-        for kind in (RandomResizedCrop, v2.RandomResizedCrop):
-            torch.manual_seed(0)
-            crops.append(kind(**sizes, **more)(picture))
-        assert (crops[0].int() - crops[1].int()).abs().max() <= 1  # by another kernel
-        assert ({*crops[0].unique().tolist()} == {0, 255}) == bool(more)
+def test_resizing_gives_the_pixels_of_torchvision():
+    picture = torch.randint(0, 256, (3, 90, 70), dtype=torch.uint8)
+    expected = functional.resize(picture, [33, 45], antialias=True).int()
+    for flip in (False, True):
+        seen = resize(picture.flip(2) if flip else picture, 33, 45, flip=flip)
+        assert seen.shape == (3, 33, 45) and (seen.int() - expected).abs().max() <= 1
+        assert seen.permute(1, 2, 0).is_contiguous()
+
+
+def test_a_crop_is_decided_by_five_numbers_and_keeps_its_ratio():
+    rows, columns = torch.meshgrid(torch.arange(100), torch.arange(200), indexing="ij")
+    picture = torch.stack([rows, columns, rows]).to(torch.uint8)
+    crop = RandomCropAndFlip(50, crop_scale=0.5)
+
+    def box(*numbers: float) -> list[float]:
+        """Return height and width of what is seen, and its upper left corner."""
+        seen = crop(picture, numbers).float()
+        height, width = (np.ptp(seen[channel].numpy()) for channel in (0, 1))
+        return [height, width, seen[0].min().item(), seen[1].min().item()]
+
+    square = (0.5 * 100 * 200) ** 0.5  # half of the area, as a square: at most 100 pixels high
+    assert box(0, 0.5, 0, 0, 1) == pytest.approx([99, square, 0, 0], abs=3)
+    assert box(0, 1, 0.999, 0.999, 1) == pytest.approx([86, 115, 13, 85], abs=3)
+    assert box(0, 0, 0, 0, 1)[:2] == pytest.approx([99, 86], abs=3)
+    assert box(0.999, 0.5, 0, 0.5, 1)[:2] == pytest.approx([99, 140], abs=3)
+    flipped, straight = (crop(picture, (0.3, 0.5, 0.5, 0.5, flip)) for flip in (0.4, 0.6))
+    assert torch.equal(flipped, straight.flip(2))
+
+
+def test_a_picture_much_larger_than_needed_is_reduced(tmp_path):
+    for number, size in enumerate([(800, 600), (67, 60), (300, 40)]):
+        Image.new("RGB", size, "white").save(tmp_path / f"cat.{number}.png")
+    dataset = everything(tmp_path, image_size=32)
+    assert dataset.side == 45
+    shapes = [tuple(dataset.picture(index).shape) for index in range(3)]
+    assert shapes == [(3, 45, 60), (3, 60, 67), (3, 40, 300)]
 
 
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.float32])
@@ -759,20 +771,15 @@ def test_normalising_leaves_the_batch_as_it_was(dtype):
 
 
 def test_val_shows_the_middle_of_the_picture(tmp_path):
-    image = Image.new("RGB", (400, 200), BLACK)
-    image.paste(WHITE, (112, 12, 287, 187))  # the middle 175 pixels: 7 / 8 of 200
+    image = Image.new("RGB", (160, 80), BLACK)
+    image.paste(WHITE, (45, 5, 115, 75))  # the middle 70 pixels: 7 / 8 of 80
     image.save(tmp_path / "1.bmp")
     seen, _ = DogCat(tmp_path, mode="test", image_size=64)[0]
     assert seen.min() > 240
 
 
-def crop_a_batch(picture: torch.Tensor) -> torch.Tensor:
-    """Do for one picture what --on-device does for a batch, each time with another seed."""
-    return crop_and_flip(64, 0.5, picture[None], seed=int(torch.randint(10**9, ())))[0]
-
-
-@pytest.mark.parametrize("crop", [train_transforms(64, 0.5), crop_a_batch])
-def test_a_training_crop_shows_at_least_crop_scale_of_the_picture(crop):
+def test_a_training_crop_shows_at_least_crop_scale_of_the_picture():
+    crop = RandomCropAndFlip(64, 0.5)
     ramp = np.tile(np.arange(256, dtype=np.uint8), (256, 1))
     picture = torch.from_numpy(np.stack([ramp, ramp.T, ramp]))
     torch.manual_seed(0)
@@ -813,66 +820,27 @@ def test_order_and_augmentation_are_a_function_of_seed_epoch_and_picture(picture
     assert not same(first, epochs(root, 0, seed=1, numbers=[0])[0])
 
 
-def resident_epochs(root: Path, num_workers: int, mode: str, numbers=(0, 1, 0), first=0) -> list:
-    loader = ResidentLoader(
-        DogCat(root, mode=mode, image_size=32), 8, num_workers, shuffle=mode == "train"
-    )
-    return [[*loader.epoch(number, first)] for number in numbers]
-
-
-def test_pictures_on_the_device_come_in_the_same_order_and_new_crops_each_epoch(pictures):
-    root = pictures / "train"
-    first, second, again = resident_epochs(root, 0, "train")
+@pytest.mark.parametrize("cache", ["none", "ram", "disk"])
+def test_any_transforms_of_ones_own_are_seeded_by_epoch_and_picture(pictures, tmp_path, cache):
+    crop = RandomCropAndFlip(32, 0.5)
+    own = v2.Compose([crop, v2.ColorJitter(0.4), v2.Lambda(with_numpys_noise)])
+    results = []
+    for num_workers in (0, 2):
+        dataset = DogCat(pictures / "train", own, image_size=32)
+        keep_pictures(dataset, cache, tmp_path)
+        with Loader(dataset, 8, num_workers, shuffle=True) as loader:
+            results.append([[*loader.epoch(number)] for number in (0, 1, 0)])
+    (first, second, again), others = results
     assert same(first, again) and not same(first, second)
-    assert same(first, resident_epochs(root, 2, "train")[0])
-    assert same(first[2:], resident_epochs(root, 0, "train", numbers=[0], first=2)[0])
-    for (_, images, labels), (_, images2, labels2) in zip(first, epochs(root, 0)[0], strict=True):
-        assert torch.equal(labels, labels2) and images.shape == images2.shape
-        assert images.is_contiguous(memory_format=torch.channels_last)
-        assert (images.mean() - images2.mean()).abs() < 0.3  # normalised alike
-    # val is not augmented: to the bit what the other loader gives
-    val = [*Loader(DogCat(root, mode="val", image_size=32), 8, 0).epoch()]
-    assert same(val, resident_epochs(root, 0, "val")[0])
+    assert all(same(one, other) for one, other in zip(results[0], others, strict=True))
+    plain = epochs(pictures / "train", 0, numbers=[0])[0]
+    assert not torch.equal(first[0][1], plain[0][1]) and torch.equal(first[0][2], plain[0][2])
 
 
-def test_pictures_on_the_device_are_read_once(pictures, tmp_path):
-    root = shutil.copytree(pictures / "train", tmp_path / "train")
-    loader = ResidentLoader(DogCat(root, mode="train", image_size=32), 8, 0, shuffle=True)
-    first = [*loader.epoch(3)]
-    shutil.rmtree(root)
-    assert same(first, [*loader.epoch(3)])
-
-
-def with_jitter(size, scale):
-    return v2.Compose([*train_transforms(size, scale).transforms, v2.ColorJitter(0.4)])
-
-
-def without_flips(size, scale):
-    return v2.Compose([train_transforms(size, scale).transforms[0], v2.RandomHorizontalFlip(0)])
-
-
-@pytest.mark.parametrize("edited", [with_jitter, without_flips, lambda *_: eval_transforms(32)])
-def test_an_edit_of_the_train_transforms_is_not_ignored_on_the_device(
-    edited, pictures, monkeypatch
-):
-    opt = options(pictures, on_device=True)
-    assert build_loader(opt, "train").dataset.augment
-    monkeypatch.setattr("data.dogcat.train_transforms", edited)
-    with pytest.raises(UsageError) as caught:
-        build_loader(opt, "train")
-    assert str(caught.value) == (
-        "DogCat has no `augment` for its transforms: leave out --on-device"
-    )
-    assert build_loader(opt, "val").sampler.shuffle is False
-    assert build_loader(options(pictures), "train").dataset.augment is None
-    loader = ResidentLoader(DogCat(pictures / "train", edited(32, 0.5)), 8, 0, shuffle=True)
-    with pytest.raises(TypeError):
-        next(loader.epoch())
-
-
-def test_a_small_shared_memory_limits_only_what_is_shared(monkeypatch):
-    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=64 << 20))
-    assert free_memory() <= 64 << 20 < free_memory(torch.device("cpu"))
+def with_numpys_noise(image: torch.Tensor) -> torch.Tensor:
+    noise = np.random.randint(0, 9, image.shape) + random.randint(0, 9)
+    image //= 2  # in place: what is kept must not change
+    return image + torch.from_numpy(noise).to(torch.uint8)
 
 
 GB = 10**9
@@ -921,62 +889,67 @@ IN_CONTAINER = {"": (3 * GB, 2 * GB, GB // 2)}  # which sees its own group as th
     ],
 )
 def test_memory_limits_of_all_groups_around_a_process_count(
-    tmp_path, monkeypatch, membership, limits, version, free
+    tmp_path, membership, limits, version, free
 ):
     fake_machine(tmp_path, membership, limits, version)
-    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=99 * GB))
-    for device in (None, torch.device("cpu")):
-        assert free_memory(device, tmp_path) == pytest.approx(free, abs=1024)
+    assert free_memory(tmp_path) == pytest.approx(free, abs=1024)
 
 
 def test_a_system_that_says_nothing_of_its_memory_has_four_gibibytes(tmp_path):
-    assert free_memory(None, tmp_path) == 4 << 30
-
-
-def test_too_many_pictures_for_the_device_are_refused_in_one_line(pictures, monkeypatch):
-    monkeypatch.setattr("data.loader.free_memory", lambda device: 1000)
-    loader = ResidentLoader(DogCat(pictures / "train", image_size=32), 8, 0)
-    with pytest.raises(MemoryError, match=r"pictures need 0\.0 GB and cpu has .* without --on-dev"):
-        next(loader.epoch())
+    assert free_memory(tmp_path) == 4 << 30
 
 
 @pytest.mark.parametrize("where", ["ram", "disk"])
 @pytest.mark.parametrize("num_workers", [0, 2])
 def test_a_cache_changes_no_bit(pictures, tmp_path, where, num_workers):
-    dataset = DogCat(pictures / "train", mode="train", image_size=32)
-    dataset.keep(where, tmp_path)
-    with Loader(dataset, 8, num_workers, shuffle=True) as loader:
-        cached = [[*loader.epoch(number)] for number in (0, 1, 0)]
     plain = epochs(pictures / "train", 0)
-    assert all(same(one, other) for one, other in zip(plain, cached, strict=True))
+    for _ in range(2):  # the second time, the disk has them already
+        dataset = DogCat(pictures / "train", mode="train", image_size=32)
+        keep_pictures(dataset, where, tmp_path)
+        with Loader(dataset, 8, num_workers, shuffle=True) as loader:
+            cached = [[*loader.epoch(number)] for number in (0, 1, 0)]
+        assert all(same(one, other) for one, other in zip(plain, cached, strict=True))
+        assert dataset.kept.stored().all()
 
 
-def test_pictures_in_memory_need_no_file_any_more(pictures, tmp_path):
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_pictures_in_memory_need_no_file_and_no_worker_any_more(pictures, tmp_path, num_workers):
     root = shutil.copytree(pictures / "train", tmp_path / "train")
-    dataset = DogCat(root, mode="train", image_size=32)
-    dataset.keep("ram", "")
-    with Loader(dataset, 8, 2) as loader:
-        seen = [*loader.epoch(0)]
+    dataset = DogCat(root, mode="val", image_size=32)
+    dataset.path(3).write_bytes(b"no picture")
+    plain = Loader(dataset, 4, 0)
+    parts, seen = [*plain.epoch(first_step=2)], [*plain.epoch()]
+    keep_pictures(dataset, "ram", tmp_path)
+    with Loader(dataset, 4, num_workers) as loader:
+        assert same([*loader.epoch()], seen) and len(loader.new_failures()) == 1
+        assert same([*loader.epoch()], seen) and not multiprocessing.active_children()
         shutil.rmtree(root)
-        assert same([*loader.epoch(0)], seen)
+        for batch, other in zip(loader.epoch(), seen, strict=True):
+            assert torch.equal(batch[1], other[1])
+            batch[1].zero_()  # a loop that changes what it gets changes no later epoch
+            batch[2].fill_(-1)
+        assert same([*loader.epoch()], seen)
+        assert loader.readable() == [0, 1, 2, *range(4, 18)] and not loader.new_failures()
+        assert same([*loader.epoch(first_step=2)], parts)
 
 
 def test_pictures_on_the_disk_serve_the_next_run_and_a_full_disk_is_no_failure(
     pictures, tmp_path, monkeypatch
 ):
     kept = tmp_path / "cache"
-    first = [sample[0] for sample in val_samples(pictures / "train", kept)]
-    assert len([*kept.glob("*/*.npy")]) == len(first)
-    again = val_samples(pictures / "train", kept)
-    assert all(torch.equal(one, other[0]) for one, other in zip(first, again, strict=True))
+    first = val_samples(pictures / "train", kept)
+    assert [path.suffix for path in kept.iterdir()] == [".pictures"]
+    with monkeypatch.context() as patched:
+        patched.setattr(DogCat, "read", None)
+        again = val_samples(pictures / "train", kept)
+    assert all(torch.equal(one, other) for one, other in zip(first, again, strict=True))
 
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(np, "save", full)
+    monkeypatch.setattr(os, "pwrite", full)
     again = val_samples(pictures / "train", tmp_path / "full")
-    assert all(torch.equal(one, other[0]) for one, other in zip(first, again, strict=True))
-    assert not [path for path in tmp_path.glob("full/*/*")]
+    assert all(torch.equal(one, other) for one, other in zip(first, again, strict=True))
     (tmp_path / "file").write_text("no folder can be here")
     with pytest.raises(OSError, match="file"):
         val_samples(pictures / "train", tmp_path / "file")
@@ -984,62 +957,80 @@ def test_pictures_on_the_disk_serve_the_next_run_and_a_full_disk_is_no_failure(
 
 def val_samples(root: Path, cache_root: Path) -> list:
     dataset = DogCat(root, mode="val", image_size=32)
-    dataset.keep("disk", cache_root)
-    return [dataset[index] for index in range(len(dataset))]
+    keep_pictures(dataset, "disk", cache_root)
+    return [dataset[index][0] for index in range(len(dataset))]
 
 
-def test_a_file_that_was_replaced_or_a_kept_one_that_was_cut_off_is_read_anew(tmp_path):
+def test_a_file_that_was_replaced_or_a_kept_one_that_was_damaged_is_read_anew(tmp_path):
     root, kept = tmp_path / "train", tmp_path / "cache"
     root.mkdir()
     for number in range(4):
         Image.new("RGB", (40, 40), "black").save(root / f"cat.{number}.bmp")
-    assert val_samples(root, kept)[0][0].max() == 0
-    (file,) = kept.glob("*/*.npy")
-    file.write_bytes(file.read_bytes()[:1000])
-    assert val_samples(root, kept)[0][0].max() == 0
+    assert val_samples(root, kept)[0].max() == 0
+    (file,) = kept.iterdir()
     whole = file.read_bytes()
-    for place in (*range(128), 2000):  # its header, and a pixel
+    file.write_bytes(whole[: len(whole) // 2])
+    assert val_samples(root, kept)[0].max() == 0
+    for place in (*range(32), 4096, 6000):  # the row of its facts, and pixels
         file.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
-        assert val_samples(root, kept)[0][0].max() == 0
+        assert val_samples(root, kept)[0].max() == 0
+        assert file.read_bytes() == whole  # mended
     for path in root.iterdir():
         status = path.stat()
         Image.new("RGB", (40, 40), "white").save(path)  # as long as the one before
         os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
-    assert val_samples(root, kept)[0][0].min() == 255
+    assert val_samples(root, kept)[0].min() == 255
 
 
-@pytest.mark.parametrize("num_workers", [0, 2])
-def test_batches_of_val_are_read_once_and_stay(pictures, tmp_path, num_workers):
-    root = tmp_path / "train"
-    shutil.copytree(pictures / "train", root)
-    dataset = DogCat(root, mode="val", image_size=32)
-    dataset.path(3).write_bytes(b"no picture")
-    loader = Loader(dataset, 4, num_workers, keep=True)
-    plain = Loader(dataset, 4, 0)
-    parts, seen = [*plain.epoch(first_step=2)], [*plain.epoch()]
-    failure = plain.new_failures()
-    assert same([*loader.epoch()], seen) and loader.new_failures() == failure
-    assert not multiprocessing.active_children()
-    shutil.rmtree(root)
-    for batch, other in zip(loader.epoch(), seen, strict=True):
-        assert torch.equal(batch[1], other[1])
-        batch[1].zero_()  # a loop that changes what it gets changes no later epoch
-        batch[2].fill_(-1)
-    assert same([*loader.epoch()], seen)
-    assert same([*loader.epoch(first_step=2)], parts)
-    assert loader.readable() == plain.readable() and not loader.new_failures()
+@pytest.mark.parametrize("where", ["auto", "ram"])
+def test_pictures_stay_in_memory_only_where_they_find_room(pictures, monkeypatch, where):
+    dataset = DogCat(pictures / "train", image_size=32)
+    need = sum(dataset.picture(index).nbytes for index in range(len(dataset)))
+    share = {"auto": 4, "ram": 2}[where]
+    monkeypatch.setattr("data.build.free_memory", lambda: int(0.9 * share * need))
+    told = keep_pictures(dataset, where, Path())
+    assert told.startswith("pictures are decoded in each epoch: to keep them would take about ")
+    assert dataset.kept is None
+    monkeypatch.setattr("data.build.free_memory", lambda: int(1.1 * share * need))
+    told = keep_pictures(dataset, where, Path())
+    assert re.match(r"decoded pictures stay in memory, about \d MB of \d MB of free", told)
+    assert dataset.kept is not None
+
+
+def resident_memory() -> int:
+    """Return the bytes of memory that this process has."""
+    return 4096 * int(Path("/proc/self/statm").read_text().split()[1])
+
+
+def test_the_words_about_the_size_agree_with_the_memory_that_is_taken(tmp_path):
+    for number in range(40):
+        noise = np.random.default_rng(number).integers(0, 256, (700, 500 + 10 * number, 3))
+        Image.fromarray(noise.astype(np.uint8)).save(tmp_path / f"cat.{number}.bmp")
+    dataset = everything(tmp_path, image_size=384)
+    words = keep_pictures(dataset, "ram", Path())
+    dataset[0]
+    before = resident_memory()
+    for index in range(len(dataset)):
+        dataset[index]
+    for index in range(len(dataset)):
+        dataset[index]
+    taken = (resident_memory() - before) / 1e6
+    assert taken == pytest.approx(int(re.search(r"about (\d+) MB", words)[1]), rel=0.1)
 
 
 def test_what_a_loop_keeps_of_its_batches_costs_no_open_files(pictures):
     """Labels that lie in memory shared with a worker would hold one each."""
     code = f"""if True:
         import os, resource
-        from data import DogCat, Loader, ResidentLoader
+        from pathlib import Path
+        from data import DogCat, Loader
+        from data.build import keep_pictures
 
         soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-        for kind, keep in ((Loader, False), (Loader, True), (ResidentLoader, False)):
+        for cache in ("none", "ram"):
             val = DogCat({str(pictures / "train")!r}, mode="val", image_size=32)
-            loader = kind(val, 1, 2, keep=keep)
+            keep_pictures(val, cache, Path())
+            loader = Loader(val, 1, 2)
             list(loader.epoch())  # so that all is open that has to be
             opened = len(os.listdir("/proc/self/fd"))
             resource.setrlimit(resource.RLIMIT_NOFILE, (opened + 24, hard))
@@ -1049,32 +1040,6 @@ def test_what_a_loop_keeps_of_its_batches_costs_no_open_files(pictures):
     """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-
-
-def test_batches_stay_only_where_they_are_the_same_each_time_and_find_room(pictures, monkeypatch):
-    train = DogCat(pictures / "train", image_size=32)
-    loader = Loader(train, 4, 0, shuffle=True, keep=True)
-    assert not same([*loader.epoch(0)], [*loader.epoch(1)]) and not loader.kept
-    val = DogCat(pictures / "train", mode="val", image_size=32)
-    loader = Loader(val, 4, 0, keep=True)
-    assert [*loader.epoch(first_step=1)] and not loader.kept  # not all of them
-    need = len(val) * 3 * 32 * 32
-    monkeypatch.setattr("data.loader.free_memory", lambda device: 3.9 * need)
-    assert len([*loader.epoch()]) == len(loader) and not loader.kept
-    monkeypatch.setattr("data.loader.free_memory", lambda device: 8 * need)
-    assert same([*loader.epoch()], [*Loader(val, 4, 0).epoch()]) and len(loader.kept) == len(loader)
-
-
-def test_a_memory_cache_with_too_little_room_keeps_what_fits(pictures, monkeypatch):
-    dataset = DogCat(pictures / "train", mode="val", image_size=32)
-    plain = [dataset[index][0] for index in range(len(dataset))]
-    monkeypatch.setattr("data.cache.free_memory", lambda: 2 * 10**5)
-    dataset.keep("ram", "")
-    for _ in range(2):
-        again = [dataset[index][0] for index in range(len(dataset))]
-        assert all(torch.equal(one, other) for one, other in zip(plain, again, strict=True))
-    assert 0 < dataset.cache.used.value <= 10**5
-    assert re.search(r"kept in 0 MB of memory \(\d+% of them\)", dataset.describe())
 
 
 def test_a_large_jpeg_is_decoded_at_the_least_scale_that_leaves_enough(tmp_path):
@@ -1147,22 +1112,21 @@ def test_a_single_picture_left_over_joins_the_batch_before_in_training_alone(
     assert len(in_order) == full + (left > 0)
 
 
-@pytest.mark.parametrize("kind", [Loader, ResidentLoader])
-def test_a_last_batch_of_one_does_not_stop_batch_norm(pictures, kind):
+def test_a_last_batch_of_one_does_not_stop_batch_norm(pictures):
     dataset = DogCat(pictures / "train", mode="train", image_size=32)  # 42 pictures
     norm = torch.nn.BatchNorm1d(3 * 32 * 32)
     for num_workers in (0, 2):
-        with kind(dataset, 41, num_workers, shuffle=True) as loader:
+        with Loader(dataset, 41, num_workers, shuffle=True) as loader:
             assert [len(norm(images.flatten(1))) for _, images, _ in loader.epoch()] == [42]
-    with kind(dataset, 8, 0, shuffle=True) as loader:
+    with Loader(dataset, 8, 0, shuffle=True) as loader:
         assert [len(labels) for *_, labels in loader.epoch()] == [8, 8, 8, 8, 8, 2]
     dataset.names, dataset.labels = dataset.names[:33], dataset.labels[:33]
-    with kind(dataset, 8, 2, shuffle=True) as loader:
+    with Loader(dataset, 8, 2, shuffle=True) as loader:
         whole = [*loader.epoch(1)]
         assert [len(labels) for *_, labels in whole] == [8, 8, 8, 9] and len(loader) == 4
         assert same(whole[3:], [*loader.epoch(1, first_step=3)])  # as --resume goes on
         assert [*loader.epoch(1, first_step=4)] == []
-    with kind(dataset, 8, 0) as loader:
+    with Loader(dataset, 8, 0) as loader:
         assert [len(labels) for *_, labels in loader.epoch()] == [8, 8, 8, 8, 1]
 
 
@@ -1219,7 +1183,7 @@ def take(root: Path, files: list[Path]) -> dict[str, tuple[int, torch.Tensor]]:
     for file in files:
         os.symlink(file, root / file.name)
     dataset = everything(root)
-    dataset.transforms = eval_transforms(64)
+    dataset.transforms = MiddleSquare(64)
     loader = Loader(dataset, 3, 0)
     batches = [*loader.epoch()]
     images = torch.cat([images for _, images, _ in batches])

@@ -4,6 +4,7 @@ import ast
 import copy
 import inspect
 import math
+import os
 import platform
 import subprocess
 import sys
@@ -503,6 +504,40 @@ def test_deterministic_algorithms_are_on_where_asked_for():
     finally:
         set_up_device(False, "fp32", deterministic=False)
     assert not torch.are_deterministic_algorithms_enabled()
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="threads cannot be bound here")
+@pytest.mark.parametrize("given", [{}, {"OMP_NUM_THREADS": "2"}])
+def test_the_threads_of_a_step_are_bound_and_what_the_program_starts_is_not(given):
+    """If the user says nothing about OpenMP. A training binds the main thread as well."""
+    code = """
+import os, subprocess, sys
+from utils.device import OWN_CORE, set_up_device, use_cores
+import torch
+set_up_device(use_gpu=False, precision="fp32", deterministic=False)
+matrix = torch.ones(999, 999)
+matrix @ matrix
+print(*sorted(len(os.sched_getaffinity(int(thread))) for thread in os.listdir("/proc/self/task")))
+use_cores(OWN_CORE)
+print(len(os.sched_getaffinity(0)))
+"""
+    cores = len(os.sched_getaffinity(0))
+    folder = Path(engine.__file__).parent.parent
+    unset = {name: value for name, value in os.environ.items() if not name.startswith("OMP_")}
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        env={**unset, **given},
+    )
+    threads, own = done.stdout.splitlines()
+    threads = [int(count) for count in threads.split()]
+    assert threads[-1] == cores  # the main thread
+    if given:
+        assert {*threads} == {cores} and int(own) == cores
+    elif cores > 1:
+        assert threads[0] < cores and int(own) < cores
 
 
 def test_a_cpu_keeps_the_memory_of_a_step_and_takes_tiny_numbers_for_zero():

@@ -4,6 +4,7 @@ import hashlib
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 
 import numpy as np
 import torch
@@ -23,7 +24,15 @@ def seed_everything(*key: int | str) -> None:
     seed = seed_of(*key)
     random.seed(seed)
     np.random.seed(seed % 2**32)
-    torch.manual_seed(seed)
+    if has_accelerator():
+        torch.manual_seed(seed)
+    else:  # without one, torch.manual_seed takes 0.4 ms to note the seed for GPUs that may come
+        torch.default_generator.manual_seed(seed)
+
+
+@cache
+def has_accelerator() -> bool:
+    return torch.accelerator.is_available()
 
 
 SCRATCH = np.random.MT19937()  # NumPy's state is large: changing generators is 30 times faster

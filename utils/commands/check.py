@@ -16,7 +16,7 @@ class Options(DefaultConfig):
 
 # A rehearsal of `train`: two short epochs, without what only a long run needs.
 REHEARSAL = {"max_epoch": 2, "batch_size": 8, "accumulate": 1, "num_workers": 0, "resume": False}
-REHEARSAL |= {"cache": "none", "on_device": False, "visdom_port": 1, "debug_file": None}
+REHEARSAL |= {"cache": "none", "visdom_port": 1, "debug_file": None}
 
 
 def run(opt: Options, train: Callable) -> list:
