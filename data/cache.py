@@ -1,5 +1,6 @@
 """Decoded pictures in one file, in memory or on the disk, which later epochs need not decode."""
 
+import io
 import os
 import tempfile
 import zlib
@@ -16,7 +17,7 @@ CGROUP_FILES = {  # of Linux's control groups, version 1 and 2: limit, use, part
     "memory": ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
     "": ("memory.max", "memory.current", "inactive_file"),
 }
-LARGEST = 12  # bytes of a picture per side ** 2; a larger one has no place
+LARGEST = 16  # bytes of a picture per side ** 2; a larger one has no place
 PAGE = 4096  # bytes; the part of a place in the file that a picture does not fill takes no memory
 
 
@@ -38,11 +39,11 @@ class PictureFile:
             path.parent.mkdir(parents=True, exist_ok=True)
             path.touch()
         elif hasattr(os, "memfd_create"):  # Linux
-            self.file = open(os.memfd_create("pictures"), "r+b")  # noqa: SIM115 (kept open)
-            path = Path(f"/proc/{os.getpid()}/fd/{self.file.fileno()}")
+            self.memory = open(os.memfd_create("pictures"), "r+b")  # noqa: SIM115 (kept open)
+            path = Path(f"/proc/{os.getpid()}/fd/{self.memory.fileno()}")
         else:
-            self.file = tempfile.NamedTemporaryFile()  # noqa: SIM115 (kept open)
-            path = Path(self.file.name)
+            self.memory = tempfile.NamedTemporaryFile()  # noqa: SIM115 (kept open)
+            path = Path(self.memory.name)
         self.path = path
         size = self.rows_size + count * self.place_size
         os.truncate(path, max(size, os.path.getsize(path)))
@@ -53,8 +54,8 @@ class PictureFile:
         return {name: self.__dict__[name] for name in names}
 
     @cached_property
-    def descriptor(self) -> int:
-        return os.open(self.path, os.O_RDWR)
+    def file(self) -> io.FileIO:
+        return open(self.path, "r+b", buffering=0)
 
     @cached_property
     def rows(self) -> np.ndarray:
@@ -67,8 +68,9 @@ class PictureFile:
         return torch.from_numpy(np.memmap(self.path, np.uint8, "r+", self.rows_size, shape))
 
     @cached_property
-    def verified(self) -> set[int]:
-        return set()  # indices whose checksum this process has compared
+    def verified(self) -> np.ndarray:
+        """Whose checksum this process has compared: bool (count,)."""
+        return np.zeros(self.count, dtype=bool)
 
     def read(self, index: int, stamp: int = 0) -> Tensor | None:
         """Return picture `index`, uint8 (3, H, W), or None. It must not be changed in place."""
@@ -77,10 +79,10 @@ class PictureFile:
             return None
         start = index * self.place_size
         pixels = self.pixels[start : start + 3 * height * width]
-        if index not in self.verified:
+        if not self.verified[index]:
             if zlib.crc32(pixels.numpy()) != checksum:
                 return None
-            self.verified.add(index)
+            self.verified[index] = True
         return pixels.view(height, width, 3).permute(2, 0, 1)
 
     def write(self, index: int, picture: Tensor, stamp: int = 0) -> None:
@@ -91,8 +93,8 @@ class PictureFile:
         row = np.array([stamp, zlib.crc32(pixels), *pixels.shape[:2]], dtype=np.int64)
         with suppress(OSError):
             start = self.rows_size + index * self.place_size
-            if os.pwrite(self.descriptor, pixels, start) == pixels.nbytes:
-                os.pwrite(self.descriptor, row, 32 * index)  # last, for it marks it as stored
+            if os.pwrite(self.file.fileno(), pixels, start) == pixels.nbytes:
+                os.pwrite(self.file.fileno(), row, 32 * index)  # last, for it marks it as stored
 
     def stored(self) -> Tensor:
         """Return which pictures are stored: bool (count,)."""

@@ -10,10 +10,10 @@ from typing import Literal
 
 import numpy as np
 import PIL
+import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 from torch.utils.data import Dataset
-from torchvision.transforms.v2.functional import pil_to_tensor
 
 from utils.seed import seed_of
 
@@ -136,7 +136,8 @@ def read_image(path: str | Path, side: int | None = None) -> Tensor:
             if side:
                 image.draft(None, (side, side))
             ImageOps.exif_transpose(image, in_place=True)
-            return pil_to_tensor(to_rgb(image))
+            pixels = np.array(to_rgb(image))
+            return torch.from_numpy(pixels).permute(2, 0, 1)
     except Exception as error:  # decoders of damaged files raise exceptions of any type
         reason = " ".join(str(error).split()) or type(error).__name__
         raise UnreadableImage(f"{printable(path)} is left out: {reason}") from error

@@ -1,5 +1,6 @@
 """The data: what counts as a picture, who is in which split, what a broken file does."""
 
+import gc
 import importlib.util
 import inspect
 import io
@@ -995,6 +996,21 @@ def test_pictures_stay_in_memory_only_where_they_find_room(pictures, monkeypatch
     told = keep_pictures(dataset, where, Path())
     assert re.match(r"decoded pictures stay in memory, about \d MB of \d MB of free", told)
     assert dataset.kept is not None
+
+
+def test_memory_is_given_back_with_the_data_set(pictures):
+    def open_files() -> int:
+        gc.collect()
+        return len(os.listdir("/proc/self/fd"))
+
+    before = open_files()
+    for _ in range(3):
+        dataset = DogCat(pictures / "train", image_size=32)
+        keep_pictures(dataset, "ram", Path())
+        with Loader(dataset, 8, 0, shuffle=True) as loader:
+            assert len([*loader.epoch(0), *loader.epoch(1)]) == 12
+        del dataset, loader
+    assert open_files() == before
 
 
 def resident_memory() -> int:

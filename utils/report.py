@@ -7,8 +7,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from PIL import Image
 from torch.utils.data import Dataset
-from torchvision.transforms.v2.functional import to_pil_image
 
 from utils import metrics
 
@@ -36,7 +36,9 @@ def render(
         except OSError:  # it could be read before
             continue
         words = f"{classes[int(label)]}, predicted as {classes[predicted]} with {probability:.1%}"
-        gallery.append((data_url(to_pil_image(image).convert("RGB").save, "jpeg"), words))
+        gallery.append(
+            (data_url(Image.fromarray(image.permute(1, 2, 0).numpy()).save, "jpeg"), words)
+        )
     epochs = [row["epoch"] for row in history]
     folder = FileSystemLoader(Path(__file__).parent)
     pages = Environment(loader=folder, autoescape=True, undefined=StrictUndefined)
