@@ -18,7 +18,7 @@ from torch.utils.data import Dataset
 from utils.seed import seed_of
 
 from .cache import PictureFile
-from .transforms import MiddleSquare, RandomCropAndFlip, Transform, resize
+from .transforms import Transform, eval_transforms, resize, train_transforms
 
 FORMATS = ["JPEG", "PNG", "BMP", "WEBP", "GIF"]  # by content: photos often carry a wrong suffix
 MAX_PIXELS = 100_000_000  # larger pictures are taken for decompression bombs
@@ -47,9 +47,10 @@ class ImageDataset(Dataset):
         self.mode = mode
         # A crop of half a picture's area then still has image_size pixels a side.
         self.side = round(2**0.5 * image_size)
-        if transforms is None and mode == "train":
-            transforms = RandomCropAndFlip(image_size, crop_scale)
-        self.transforms = transforms or MiddleSquare(image_size)
+        augmented = mode == "train"
+        self.transforms = transforms or (
+            train_transforms(image_size, crop_scale) if augmented else eval_transforms(image_size)
+        )
 
     def __len__(self) -> int:
         return len(self.labels if self.ids is None else self.ids)

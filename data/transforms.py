@@ -9,6 +9,16 @@ from torch import Tensor
 Transform = Callable[[Tensor], Tensor]  # uint8 pictures (3, H, W)
 
 
+def train_transforms(image_size: int, crop_scale: float) -> Transform:
+    """What a training picture goes through; v2.Compose([this, v2.ColorJitter(0.4)]) adds more."""
+    return RandomCropAndFlip(image_size, crop_scale)
+
+
+def eval_transforms(image_size: int) -> Transform:
+    """What a picture goes through in val and test, the same each time."""
+    return MiddleSquare(image_size)
+
+
 class RandomCropAndFlip:
     """Crop, flip and resize at random: uint8 (3, H, W) to (3, image_size, image_size).
 

@@ -838,6 +838,17 @@ def test_any_transforms_of_ones_own_are_seeded_by_epoch_and_picture(pictures, tm
     assert not torch.equal(first[0][1], plain[0][1]) and torch.equal(first[0][2], plain[0][2])
 
 
+def test_what_is_added_to_the_train_transforms_takes_effect(pictures, monkeypatch):
+    for edited in (lambda *_: MiddleSquare(32), lambda *_: v2.Compose([MiddleSquare(32)])):
+        monkeypatch.setattr("data.image_dataset.train_transforms", edited)
+        first, second, _ = epochs(pictures / "train", 0)
+        sums = [
+            sorted(image.sum().item() for _, images, _ in epoch for image in images)
+            for epoch in (first, second)
+        ]
+        assert sums[0] == pytest.approx(sums[1], rel=1e-4)  # nothing is random any more
+
+
 def with_numpys_noise(image: torch.Tensor) -> torch.Tensor:
     noise = np.random.randint(0, 9, image.shape) + random.randint(0, 9)
     image //= 2  # in place: what is kept must not change

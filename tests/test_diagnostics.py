@@ -1011,7 +1011,7 @@ EDITS = [
     ("main.py", 'build_loader(opt, "val", ', 'build_loader(opt, "train", ', "in order"),
     ("utils/recipe.py", "peak = opt.lr\n", "peak = 9 * opt.lr\n", "in order"),
     ("data/sampler.py", '"order", self.epoch', '"order", 0', "in order"),
-    ("data/image_dataset.py", 'None and mode == "train"', "None", "val is not"),
+    ("data/image_dataset.py", 'augmented = mode == "train"', "augmented = True", "val is not"),
     ("data/dogcat.py", "by_hash[cut:]", "by_hash", "Train and val share no picture"),
 ]
 
