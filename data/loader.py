@@ -21,6 +21,7 @@ from .sampler import EpochSampler
 from .transforms import MiddleSquare, Normalize, RandomCropAndFlip
 
 OUR_TRANSFORMS = (RandomCropAndFlip, MiddleSquare)
+Batch = tuple[Tensor, list[int]]  # images (N, 3, H, W) and labels
 
 
 class SampleError(RuntimeError):
@@ -84,13 +85,13 @@ class Loader:
         bar = tqdm(self.raw_batches(), title, **bar_options)
         for step, batch in enumerate(bar, start=first_step):
             if batch is not None:
-                images, labels = (part.to(self.device, non_blocking=True) for part in batch)
-                # Labels are copied, for they may lie in memory that is shared with a worker.
-                yield step, self.normalize(images), labels.clone()
+                images, labels = batch
+                images = self.normalize(images.to(self.device, non_blocking=True))
+                yield step, images, torch.tensor(labels, device=self.device)
         if len(self) and self.samples.unreadable.all():
             raise UnreadableImage(f"not one picture could be read: {self.samples.failure(0)}")
 
-    def raw_batches(self) -> Iterator[tuple[Tensor, Tensor] | None]:
+    def raw_batches(self) -> Iterator[Batch | None]:
         """Yield the sampler's batches before normalisation; None: no image is readable."""
         workers_help = self.device.type != "cpu" or not self.samples.are_in_memory()
         self.samples.unreadable.zero_()
@@ -148,8 +149,8 @@ class Samples(Dataset):
     def __len__(self) -> int:
         return len(self.dataset)
 
-    def __getitems__(self, keys: list[tuple[int, int]]) -> tuple[Tensor, Tensor] | None:
-        """Return images (N, 3, H, W), channels last, and labels (N,) of the readable samples."""
+    def __getitems__(self, keys: list[tuple[int, int]]) -> Batch | None:
+        """Return the images, channels last, and the labels of the samples that can be read."""
         images, labels = [], []
         for epoch, index in keys:
             try:
@@ -166,7 +167,7 @@ class Samples(Dataset):
             return None
         if len(shapes := {tuple(image.shape) for image in images}) > 1:
             raise SampleError(f"the images of a batch differ in their (H, W, C): {sorted(shapes)}")
-        return torch.stack(images).permute(0, 3, 1, 2), torch.tensor(labels)
+        return torch.stack(images).permute(0, 3, 1, 2), labels
 
     def sample(self, epoch: int, index: int) -> tuple[Tensor, int]:
         """Return (image, label) of a sample, augmented by (seed, epoch, index)."""
@@ -207,6 +208,6 @@ def numbered_transforms(dataset: Dataset) -> Callable | None:
     return transforms if reads_as_usual and isinstance(transforms, OUR_TRANSFORMS) else None
 
 
-def unchanged(batch: tuple[Tensor, Tensor] | None) -> tuple[Tensor, Tensor] | None:
+def unchanged(batch: Batch | None) -> Batch | None:
     """Return what Samples made, which is a batch already."""
     return batch
