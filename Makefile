@@ -14,7 +14,7 @@ help:  ## this list
 	@echo "  PYTHON=python3.12 after the target chooses the Python of a new .venv (make clean first)"
 
 demo: $(STAMP) data/demo  ## draw a small data set, train, validate, write result.csv and the report
-	$(RUN) main.py train --image-size=64
+	$(RUN) main.py train --image-size=64 --max-epoch=12
 	$(RUN) main.py val
 	$(RUN) main.py test
 	@echo "The pictures are in data/demo, the answers in result.csv; now open" \

@@ -54,7 +54,7 @@ class DefaultConfig(Options):
     dropout: Fraction = 0.1  # share of features dropped before the classifier, in training only
 
     # Training
-    max_epoch: PositiveInt = 12  # passes over the training pictures
+    max_epoch: PositiveInt = 40  # passes over the training pictures
     batch_size: PositiveInt = 32  # pictures per step
     accumulate: PositiveInt = 1  # parts in which a batch is computed; more parts need less memory
     lr: PositiveFloat = 2e-3  # highest learning rate; divide it by 3 if the loss jumps
