@@ -36,9 +36,8 @@ def render(
         except OSError:  # it could be read before
             continue
         words = f"{classes[int(label)]}, predicted as {classes[predicted]} with {probability:.1%}"
-        gallery.append(
-            (data_url(Image.fromarray(image.permute(1, 2, 0).numpy()).save, "jpeg"), words)
-        )
+        pixels = image.permute(1, 2, 0).squeeze(2).numpy()  # (H, W) if grey
+        gallery.append((data_url(Image.fromarray(pixels).convert("RGB").save, "jpeg"), words))
     epochs = [row["epoch"] for row in history]
     folder = FileSystemLoader(Path(__file__).parent)
     pages = Environment(loader=folder, autoescape=True, undefined=StrictUndefined)
