@@ -249,9 +249,9 @@ def test_neither_listing_order_nor_time_stamps_change_what_is_found(twenty, monk
         datasets = [DogCat(twenty, mode=mode) for mode in ("train", "val", "test")]
         return [(names_of(dataset), [*dataset.rejected]) for dataset in datasets]
 
-    before, listing = found(), os.scandir
+    before, listing, paths = found(), os.scandir, sorted(twenty.iterdir())
     for seed in range(3):
-        for number, path in enumerate(sorted(twenty.iterdir())):
+        for number, path in enumerate(paths):
             os.utime(path, (seed * 1000 + number, 10**9 - seed * number))
         shuffle = random.Random(seed).shuffle
 

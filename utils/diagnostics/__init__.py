@@ -5,6 +5,7 @@ to do. It returns what it saw (✓), or raises Wrong (✗), Doubt (!) or NotChec
 tests/templates.py runs the same functions as tests.
 """
 
+import inspect
 import json
 import re
 import time
@@ -101,7 +102,7 @@ def run_check(check: Check, case: Any) -> Finding:
 
 def checks_in(names: dict[str, Any]) -> list[Check]:
     """Return the checks of a module in their order: the functions whose docstrings say why."""
-    return [thing for thing in names.values() if "\n    Why:" in (thing.__doc__ or "")]
+    return [thing for thing in names.values() if "\nWhy:" in (inspect.getdoc(thing) or "")]
 
 
 def some(names: Iterable[Any], limit: int = 4) -> str:
