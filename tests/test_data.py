@@ -772,11 +772,14 @@ def test_normalising_leaves_the_batch_as_it_was(dtype):
 
 
 def test_val_shows_the_middle_of_the_picture(tmp_path):
-    image = Image.new("RGB", (160, 80), BLACK)
-    image.paste(WHITE, (45, 5, 115, 75))  # the middle 70 pixels: 7 / 8 of 80
+    image = Image.new("RGB", (400, 200), BLACK)
+    image.paste(WHITE, (112, 12, 287, 187))  # the middle 175 pixels: 7 / 8 of 200
     image.save(tmp_path / "1.bmp")
-    seen, _ = DogCat(tmp_path, mode="test", image_size=64)[0]
+    seen, _ = DogCat(tmp_path, mode="test", image_size=128)[0]
     assert seen.min() > 240
+    # At 64 pixels the picture is reduced first, which mixes its outermost pixels with the black.
+    seen, _ = DogCat(tmp_path, mode="test", image_size=64)[0]
+    assert seen[:, 2:-2, 2:-2].min() > 240
 
 
 def test_a_training_crop_shows_at_least_crop_scale_of_the_picture():

@@ -38,6 +38,7 @@ from tests.helpers import (
 from utils import checkpoint, metrics, run_folder
 from utils.failures import one_line_failures
 from utils.seed import seed_everything
+from utils.signals import Stopped
 
 
 class Done(NamedTuple):
@@ -188,6 +189,25 @@ def test_same_options_make_the_same_weights_with_any_cache(plain, pictures, tmp_
     options = {"cache": cache, "cache_root": folder, "num_workers": 2}
     again = train(pictures, tmp_path, max_epoch=2, **options)
     assert_same_weights(plain, again)
+
+
+@pytest.mark.parametrize("cache", ["none", "ram", "disk"])
+def test_a_run_that_ends_in_its_second_epoch_goes_on_to_the_same_bits_with_any_cache(
+    plain, pictures, tmp_path, monkeypatch, cache
+):
+    options = {"cache": cache, "cache_root": tmp_path / "cache", "max_epoch": 2}
+    steps = iter([False, False, False, False, True, False])
+
+    def end(_: str | None) -> None:
+        if next(steps):
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(main, "pause_if_asked", end)
+    with pytest.raises(Stopped):
+        train(pictures, tmp_path / "cut", **options)
+    monkeypatch.undo()
+    cut = train(pictures, tmp_path / "cut", resume=True, **options)
+    assert_same_weights(plain, cut)
 
 
 def test_a_run_in_between_with_other_options_does_not_change_the_next(plain, pictures, tmp_path):

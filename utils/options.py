@@ -36,6 +36,7 @@ SYNONYMS = """
     load_model_path: checkpoint ckpt weights pretrained_path; best_metric: metric monitor
     checkpoint_root: output_dir out_dir save_dir log_dir logdir; result_file: output csv submission
     print_freq: log_interval log_every; seed: random_state manual_seed; mirror: tta
+    cache: on_device
 """
 
 
