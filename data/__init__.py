@@ -32,8 +32,9 @@ a fingerprint is a text that changes with the files, the same for train and val.
 """
 
 from data.build import build_loader, open_split
-from data.image_dataset import ImageDataset, UnreadableImage, read_image
+from data.image_dataset import ImageDataset
 from data.loader import Loader
+from data.read_image import UnreadableImage, read_image
 
 # What follows the dots is what --dataset takes.
 from .dogcat import DogCat

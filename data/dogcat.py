@@ -10,7 +10,8 @@ from unicodedata import normalize
 import numpy as np
 from torch import Tensor
 
-from .image_dataset import ImageDataset, fingerprint, printable, read_image
+from .image_dataset import ImageDataset, fingerprint
+from .read_image import printable, read_image
 from .transforms import Transform
 
 SUFFIXES = "jpe?g|png|bmp|webp"

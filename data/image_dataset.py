@@ -1,32 +1,21 @@
-"""A base for data sets, and how a picture file is read."""
+"""A base for data sets."""
 
 import hashlib
 import os
-import zlib
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
-import PIL
-import torch
-from PIL import Image, ImageOps
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from utils.seed import seed_of
 
 from .cache import PictureFile
+from .read_image import DECODER
 from .transforms import Transform, eval_transforms, resize, train_transforms
-
-FORMATS = ["JPEG", "PNG", "BMP", "WEBP", "GIF"]  # by content: photos often carry a wrong suffix
-MAX_PIXELS = 100_000_000  # larger pictures are taken for decompression bombs
-DECODER = zlib.crc32(Path(__file__).read_bytes())  # an edit of this file changes pixels
-
-
-class UnreadableImage(OSError):
-    """A picture that cannot be read: one line with its name and the reason."""
 
 
 class ImageDataset(Dataset):
@@ -81,7 +70,7 @@ class ImageDataset(Dataset):
         path = self.path(index)
         status = path.stat()
         facts = status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino
-        return seed_of(str(path.resolve()), *facts, self.side, PIL.__version__, DECODER)
+        return seed_of(str(path.resolve()), *facts, self.side, DECODER)
 
     @property
     def num_classes(self) -> int:
@@ -115,41 +104,3 @@ def fingerprint(folder: Path, names: Sequence[str]) -> str:
         with suppress(OSError), open(folder / name, "rb") as file:
             digest.update(b"%d:" % os.fstat(file.fileno()).st_size + file.read(1 << 18))
     return digest.hexdigest()
-
-
-def printable(path: str | Path) -> str:
-    r"""Return a path as text in which bytes that are not UTF-8 are written as \xe9."""
-    return os.fsencode(path).decode(errors="backslashreplace")
-
-
-def read_image(path: str | Path, side: int | None = None) -> Tensor:
-    """Return any picture as upright RGB: uint8 (3, H, W).
-
-    Raises UnreadableImage for a file that is cut off, no picture, or a decompression bomb.
-
-    side: pixels that are enough for the shorter side. A JPEG is decoded at 1/2, 1/4 or 1/8 of its
-    size if that leaves enough, which for a camera's picture is ten times as fast.
-    """
-    try:
-        with Image.open(path, formats=FORMATS) as image:
-            if image.width * image.height > MAX_PIXELS:
-                raise ValueError(f"{image.width} x {image.height} pixels are too many")
-            if side:
-                image.draft(None, (side, side))
-            ImageOps.exif_transpose(image, in_place=True)
-            pixels = np.array(to_rgb(image))
-            return torch.from_numpy(pixels).permute(2, 0, 1)
-    except Exception as error:  # decoders of damaged files raise exceptions of any type
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise UnreadableImage(f"{printable(path)} is left out: {reason}") from error
-
-
-def to_rgb(image: Image.Image) -> Image.Image:
-    """Convert palette, CMYK, grey, 16-bit and transparent pictures, the last ones onto white."""
-    if image.mode.startswith("I"):  # 16 bits a pixel, which convert() would clip to white
-        image = Image.fromarray((np.asarray(image).clip(0, 65535) // 257).astype(np.uint8))
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    image.load()  # before its file is closed
-    return image if image.mode == "RGB" else image.convert("RGB")

@@ -16,7 +16,8 @@ from utils.device import all_cores
 from utils.failures import one_line
 from utils.seed import seed_of, seeded
 
-from .image_dataset import ImageDataset, UnreadableImage
+from .image_dataset import ImageDataset
+from .read_image import UnreadableImage
 from .sampler import EpochSampler
 from .transforms import MiddleSquare, Normalize, RandomCropAndFlip
 

@@ -31,8 +31,9 @@ import data
 from data import DogCat, Loader
 from data.build import keep_pictures
 from data.cache import free_memory
-from data.image_dataset import MAX_PIXELS, ImageDataset, UnreadableImage, read_image
+from data.image_dataset import ImageDataset
 from data.loader import SampleError
+from data.read_image import MAX_PIXELS, UnreadableImage, decode_any, decode_plain_jpeg, read_image
 from data.sampler import EpochSampler
 from data.transforms import MiddleSquare, Normalize, RandomCropAndFlip, resize
 from tests.drawings import draw
@@ -404,6 +405,34 @@ def test_an_odd_picture_is_read_as_upright_rgb(kind, tmp_path):
     for column, color in ((15, left), (45, right)):
         if color:
             assert image[:, 20, column].tolist() == pytest.approx(color, abs=8)
+
+
+@pytest.mark.parametrize("side", [None, 8, 30, 64, 91])
+@pytest.mark.parametrize("kind", ["RGB", "L", "progressive", "4:4:4", "odd size"])
+def test_a_plain_jpeg_has_the_pixels_that_pillow_gives_it(kind, side, tmp_path):
+    image = draw("cat", 3).resize((187, 131) if kind == "odd size" else (256, 192))
+    options = {"progressive": {"progressive": True}, "4:4:4": {"subsampling": 0}}
+    image.convert("L" if kind == "L" else "RGB").save(tmp_path / "1.jpg", **options.get(kind, {}))
+    pixels = decode_plain_jpeg(tmp_path / "1.jpg", side)
+    np.testing.assert_array_equal(pixels, decode_any(tmp_path / "1.jpg", side))
+    assert min(pixels.shape[:2]) >= (side or 0)
+
+
+def test_a_photograph_has_the_pixels_that_pillow_gives_it(photos):
+    paths = sorted(photos.rglob("*.jpg"))[::40]
+    assert len(paths) > 40
+    plain = [(decode_plain_jpeg(path, 181), path) for path in paths]
+    assert sum(pixels is not None for pixels, _ in plain) > 0.9 * len(paths)
+    for pixels, path in plain:
+        if pixels is not None:
+            np.testing.assert_array_equal(pixels, decode_any(path, 181))
+
+
+def test_what_only_pillow_reads_well_is_left_to_it(tmp_path):
+    makers = USABLE | {kind: (make,) for kind, make in BROKEN.items()}
+    for kind in ("turned", "palette", "cmyk", "cut", "cut in its header", "empty"):
+        (tmp_path / "1.jpg").write_bytes(makers[kind][0]())
+        assert decode_plain_jpeg(tmp_path / "1.jpg", None) is None, kind
 
 
 def test_a_turned_photo_has_its_top_on_top(tmp_path):

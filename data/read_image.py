@@ -1,0 +1,95 @@
+"""Read any picture file as upright RGB."""
+
+import os
+import zlib
+from pathlib import Path
+
+import numpy as np
+import PIL
+import simplejpeg
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor
+
+FORMATS = ["JPEG", "PNG", "BMP", "WEBP", "GIF"]  # by content: photos often carry a wrong suffix
+MAX_PIXELS = 100_000_000  # larger pictures are taken for decompression bombs
+JPEG_START, JPEG_SIZE = b"\xff\xd8", 1 << 27  # the first bytes of a JPEG; most bytes to read
+TURNED = b"Exif\0", b"tiff:Orientation"  # a file with one of these may say how it is turned
+# A number that an edit of this file, or another decoder, changes: pixels may then be others.
+DECODER = zlib.crc32(
+    Path(__file__).read_bytes() + f"{PIL.__version__} {simplejpeg.__version__}".encode()
+)
+
+
+class UnreadableImage(OSError):
+    """A picture that cannot be read: one line with its name and the reason."""
+
+
+def read_image(path: str | Path, side: int | None = None) -> Tensor:
+    """Return any picture as upright RGB: uint8 (3, H, W).
+
+    Raises UnreadableImage for a file that is cut off, no picture, or a decompression bomb.
+
+    side: pixels that are enough for the shorter side. A JPEG is decoded at 1/2, 1/4 or 1/8 of its
+    size if that leaves enough, which for a camera's picture is ten times as fast.
+    """
+    try:
+        pixels = decode_plain_jpeg(path, side)
+        if pixels is None:
+            pixels = decode_any(path, side)
+        return torch.from_numpy(pixels).permute(2, 0, 1)
+    except Exception as error:  # decoders of damaged files raise exceptions of any type
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise UnreadableImage(f"{printable(path)} is left out: {reason}") from error
+
+
+def decode_plain_jpeg(path: str | Path, side: int | None) -> np.ndarray | None:
+    """Return the pixels (H, W, 3) of a JPEG: those that Pillow returns, in half the time.
+
+    None for a file that only Pillow reads well: another format, with information on how it is
+    turned, damaged, or in the colours of a printer (CMYK).
+    """
+    with open(path, "rb", buffering=0) as file:
+        data = file.read(len(JPEG_START))
+        if data != JPEG_START:
+            return None
+        data += file.read(JPEG_SIZE)
+    if any(mark in data for mark in TURNED):
+        return None
+    try:
+        height, width, colors, _ = simplejpeg.decode_jpeg_header(data)
+        if colors not in ("YCbCr", "Gray") or height * width > MAX_PIXELS:
+            return None
+        enough = min(height, width) // side if side else 1
+        factor = max(factor for factor in (1, 2, 4, 8) if factor <= max(1, enough))
+        smaller = {"min_height": -(-height // factor), "min_width": -(-width // factor)}
+        return simplejpeg.decode_jpeg(data, **smaller)
+    except ValueError:
+        return None
+
+
+def decode_any(path: str | Path, side: int | None) -> np.ndarray:
+    """Return the pixels (H, W, 3) of a picture of any format, by Pillow."""
+    with Image.open(path, formats=FORMATS) as image:
+        if image.width * image.height > MAX_PIXELS:
+            raise ValueError(f"{image.width} x {image.height} pixels are too many")
+        if side:
+            image.draft(None, (side, side))
+        ImageOps.exif_transpose(image, in_place=True)
+        return np.array(to_rgb(image))
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """Convert palette, CMYK, grey, 16-bit and transparent pictures, the last ones onto white."""
+    if image.mode.startswith("I"):  # 16 bits a pixel, which convert() would clip to white
+        image = Image.fromarray((np.asarray(image).clip(0, 65535) // 257).astype(np.uint8))
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    image.load()  # before its file is closed
+    return image if image.mode == "RGB" else image.convert("RGB")
+
+
+def printable(path: str | Path) -> str:
+    r"""Return a path as text in which bytes that are not UTF-8 are written as \xe9."""
+    return os.fsencode(path).decode(errors="backslashreplace")
