@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -118,6 +119,25 @@ def test_a_stop_during_the_report_leaves_last_pth_as_it_was(pictures, tmp_path, 
     run = only_run(tmp_path / "cut")
     assert checkpoint.read(run / "best.pth")["epoch"] == 1
     assert torch.equal(last(run)["model"]["linear.weight"], whole["model"]["linear.weight"])
+
+
+@pytest.mark.parametrize(("disk", "epoch"), [("fine", 1), ("without best.pth", 3)])
+def test_the_report_says_of_which_epoch_the_weights_are(
+    disk, epoch, pictures, tmp_path, monkeypatch
+):
+    def write(path, *args, **options):
+        if disk != "fine" and Path(path).name == "best.pth":
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return real_write(path, *args, **options)
+
+    real_write = checkpoint.write
+    monkeypatch.setattr(checkpoint, "write", write)
+    monkeypatch.setattr(metrics, "is_best", lambda name, history: len(history) == 1)
+    with suppress(OSError):  # the run is complete, but not all on the disk
+        train(pictures, tmp_path, max_epoch=3)
+    run = only_run(tmp_path)
+    assert f"the weights of epoch {epoch} on val" in (run / "log.txt").read_text()
+    assert f"weights of epoch {epoch}</h1>" in (run / "report.html").read_text()
 
 
 # Weights that are not finite.

@@ -144,8 +144,11 @@ class Run:
         """Give the model its best weights."""
         self.wait()
         self.marker = None  # from here on the weights are not those of the place
-        if (self.folder / "best.pth").exists():  # else the disk is full
-            checkpoint.load_file(self.model, self.folder / "best.pth")
+        self.best_epoch, path = self.place["epoch"], self.folder / "best.pth"
+        if path.exists():  # else the disk is full
+            best = checkpoint.read(path)
+            checkpoint.load_weights(self.model, best["model"], source=path)
+            self.best_epoch = best["epoch"]
 
     def write_report(
         self, history: History, logits: Tensor, labels: Tensor, samples: Dataset
@@ -157,7 +160,7 @@ class Run:
         summary, path = metrics.summarize(logits, labels), self.folder / "report.html"
         with self.disk(path):
             page = report.render(
-                title=f"{self.opt.model} on {self.opt.dataset}",
+                title=f"{self.opt.model} on {self.opt.dataset}, weights of epoch {self.best_epoch}",
                 options=self.opt.result_options(),
                 history=history,
                 summary=summary,
@@ -169,7 +172,7 @@ class Run:
         self.stop.raise_if_received()
         mirror = ", with mirror images" if self.opt.mirror else ""
         text = metrics.as_text(summary, self.facts["classes"])
-        self.log(f"the best epoch on val{mirror}:\n{text}")
+        self.log(f"the weights of epoch {self.best_epoch} on val{mirror}:\n{text}")
         self.log(f"weights   {self.folder / 'best.pth'}\nreport    {path}")
 
     def save(self, *names: str) -> None:

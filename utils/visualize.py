@@ -9,7 +9,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
@@ -17,10 +17,6 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 from tqdm import tqdm
-
-# SummaryWriter's thread prints an error that SummaryWriter's next call raises: do not print it.
-hook = threading.excepthook
-threading.excepthook = lambda args: "tensorboard" in type(args.thread).__module__ or hook(args)
 
 
 class Visualizer:
@@ -145,7 +141,15 @@ class Viewer:
 def open_events(log_dir: Path) -> Any:
     from torch.utils.tensorboard import SummaryWriter  # slow to import
 
+    do_not_print_its_errors()
     return SummaryWriter(log_dir)
+
+
+@cache
+def do_not_print_its_errors() -> None:
+    """SummaryWriter's thread prints an error that SummaryWriter's next call raises as well."""
+    hook = threading.excepthook
+    threading.excepthook = lambda args: "tensorboard" in type(args.thread).__module__ or hook(args)
 
 
 def open_visdom(env: str, port: int) -> Any:
