@@ -1,8 +1,8 @@
 """Train, measure and use a classifier: python main.py COMMAND --option=value …
 
-Read from top to bottom: the commands in the order in which one uses them. Options arrive as keyword
-arguments, which DefaultConfig validates. `train` calls `train_step` in utils/engine.py, and that
-calls `optimizer.step()`.
+Read from top to bottom: train, val, test, then the doors to the optional commands. Options arrive
+as keyword arguments, which DefaultConfig validates. `train` calls `train_step` in utils/engine.py,
+and that calls `optimizer.step()`.
 """
 
 import sys
@@ -14,7 +14,7 @@ from utils.options import check_usage, help_text
 from utils.output import protect_output
 from utils.signals import exit_on_signals
 
-if __name__ == "__main__":  # wrong usage and help end here, before torch is loaded
+if __name__ == "__main__":  # ends the program for wrong usage and help, before torch is loaded
     protect_output()
     exit_on_signals()
     sys.argv[1:] = check_usage(DefaultConfig, COMMANDS, sys.argv[1:])
@@ -38,15 +38,15 @@ from utils.seed import seed_everything
 
 def train(**options) -> Path:
     """Train a model, validating after each epoch; return the run's folder."""
-    # step 1: options, of a new run or of the one to resume; device
-    run = Run.open(DefaultConfig(**options))
+    # step 1: options, of a new run or of the one to resume; device and precision
+    run = Run.open(DefaultConfig(**options))  # run.saved: the checkpoint to resume, {} if none
     opt = run.opt
     device, amp = set_up_device(opt.use_gpu, opt.precision, opt.deterministic)
 
     # step 2: data
-    known = {"log": run.log, "saved": run.saved, "cache": opt.cache}
-    train_loader = data.build_loader(opt, "train", device, **known)
-    val_loader = data.build_loader(opt, "val", device, **known)
+    loader_options = {"log": run.log, "saved": run.saved, "cache": opt.cache}
+    train_loader = data.build_loader(opt, "train", device, **loader_options)
+    val_loader = data.build_loader(opt, "val", device, **loader_options)
 
     # step 3: model, loss, optimizer, meters
     model = models.build(opt, train_loader.dataset.num_classes, load=not run.saved)
@@ -55,17 +55,17 @@ def train(**options) -> Path:
     optimizer = recipe.build_optimizer(opt, model)
     meters = TrainMeters(train_loader.dataset.num_classes)
 
-    # step 4: the run's folder; where the run stands
+    # step 4: make the run's folder, or restore the state of the run; history: a dict per epoch
     first_epoch, first_step, history = run.start(
         train_loader.dataset, amp, model=model, optimizer=optimizer, meters=meters
-    )  # the history has one row per epoch
-    with train_loader, val_loader, run:  # run is the first to end: it saves
+    )
+    with train_loader, val_loader, run:  # on leaving, run saves, then the loaders stop
         for epoch in range(first_epoch, opt.max_epoch):
             # step 5: train
             model.train()
             title = f"epoch {epoch + 1}/{opt.max_epoch}"
             for step, images, labels in train_loader.epoch(epoch, first_step, title):
-                seed_everything(opt.seed, epoch, step)  # dropout depends on nothing before it
+                seed_everything(opt.seed, epoch, step)  # a resumed run has the same dropout
                 progress = (epoch + step / len(train_loader)) / opt.max_epoch
                 lr = recipe.learning_rate(opt, progress, history)
                 recipe.set_lr(optimizer, lr)
@@ -83,15 +83,15 @@ def train(**options) -> Path:
                 loss = losses.mean()
                 meters.add(logits, labels, losses)
                 if (step + 1) % opt.print_freq == 0 or step + 1 == len(train_loader):
-                    point = epoch * len(train_loader) + step + 1
-                    run.vis.plot_many({"loss": loss.item(), "lr": lr}, x=point)
+                    global_step = epoch * len(train_loader) + step + 1
+                    run.vis.plot_many({"loss": loss.item(), "lr": lr}, x=global_step)
                 run.step_done(epoch, step + 1, history)  # saves when it is time
                 pause_if_asked(opt.debug_file)
 
             # step 6: validate
-            batches = run.stoppable(val_loader.epoch(title="val"))
+            batches = run.stop_on_signal(val_loader.epoch(title="val"))
             logits, labels = engine.evaluate(model, batches, amp, debug_file=opt.debug_file)
-            # Not `lr`: a run that is resumed at the end of an epoch makes no step.
+            # `lr` is undefined if the run was resumed after the last step of an epoch.
             row = {"epoch": epoch + 1, "lr": optimizer.param_groups[0]["lr"]}
             row |= meters.row() | metrics.measure(logits, labels, prefix="val_")
             for line in train_loader.new_failures() + val_loader.new_failures():
@@ -105,9 +105,10 @@ def train(**options) -> Path:
 
         # step 8: what the best weights do, in words and pictures
         run.load_best()
-        batches = run.stoppable(val_loader.epoch(title="best"))
+        batches = run.stop_on_signal(val_loader.epoch(title="best"))
         logits, labels = engine.evaluate(model, batches, amp, mirror=opt.mirror)
-        run.write_report(history, logits, labels, Subset(val_loader.dataset, val_loader.readable()))
+        readable = Subset(val_loader.dataset, val_loader.readable())  # those with logits
+        run.write_report(history, logits, labels, readable)
     return run.folder
 
 
@@ -116,9 +117,7 @@ def val(**options) -> dict:
     opt, model, loader, amp = open_checkpoint(options, "val")
     with loader:
         batches = loader.epoch(title="val")
-        logits, labels = engine.evaluate(
-            model, batches, amp, mirror=opt.mirror, debug_file=opt.debug_file
-        )
+        logits, labels = engine.evaluate(model, batches, amp, opt.mirror, opt.debug_file)
     summary = metrics.summarize(logits, labels)
     print(*loader.new_failures(), metrics.as_text(summary, loader.dataset.classes), sep="\n")
     return summary
@@ -130,9 +129,7 @@ def test(**options) -> Path:
     Path(opt.result_file).parent.mkdir(parents=True, exist_ok=True)  # before the work
     with loader:
         batches = loader.epoch(title="test")
-        logits, ids = engine.evaluate(
-            model, batches, amp, mirror=opt.mirror, debug_file=opt.debug_file
-        )
+        logits, ids = engine.evaluate(model, batches, amp, opt.mirror, opt.debug_file)
     probability = dict(zip(ids.tolist(), logits.softmax(dim=1)[:, -1].tolist(), strict=True))
     unknown = 1 / loader.dataset.num_classes  # for a picture that could not be read
     all_ids = [int(number) for number in loader.dataset.ids]
@@ -182,7 +179,8 @@ if __name__ == "__main__":
     names = [name for name in [*COMMANDS, *commands.names()] if name in globals()]
     with one_line_failures("--traceback=True" in sys.argv, "--debug_on_error=True" in sys.argv):
         result = fire.Fire(
-            {name: SetParseFn(str)(globals()[name]) for name in names},  # values stay text
+            # Values stay text: DefaultConfig converts them.
+            {name: SetParseFn(str)(globals()[name]) for name in names},
             serialize=lambda _: None,  # what a command returns is for notebooks
         )
         sys.exit(getattr(result, "exit_code", 0))  # the result of check has one

@@ -1,5 +1,6 @@
 """Open the data set that the options ask for, and make its batches."""
 
+import math
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -63,11 +64,11 @@ def keep_pictures(dataset: ImageDataset, where: str, folder: Path) -> str:
         return f"pictures are decoded in each epoch, for {name} has no `read`"
     if where == "disk":
         source = seed_of(str(dataset.path(0).resolve().parent))
-        path = folder / f"{name}-{dataset.mode}-{dataset.side}-{source:x}.pictures"
+        path = folder / f"{name}-{dataset.mode}-{len(dataset)}-{dataset.side}-{source:x}.pictures"
         dataset.kept = PictureFile(len(dataset), dataset.side, path)
         return f"decoded pictures are kept in {path}"
     sizes = []
-    for index in range(0, len(dataset), -(-len(dataset) // 32)):  # 32 of them, evenly spread
+    for index in range(0, len(dataset), math.ceil(len(dataset) / 32)):  # 32 of them, evenly spread
         with suppress(Exception):  # is reported when it is its turn
             sizes.append(dataset.picture(index).nbytes)
     need = int(np.mean(sizes or [0]) * len(dataset))
@@ -85,7 +86,10 @@ def keep_pictures(dataset: ImageDataset, where: str, folder: Path) -> str:
 def compare(
     dataset: ImageDataset, opt: Any, mode: str, log: Callable[[str], Any], saved: Mapping[str, Any]
 ) -> None:
-    """Compare classes and files with those of a checkpoint; CheckpointError if they differ."""
+    """Compare a data set with that of a checkpoint.
+
+    Raises CheckpointError for other classes and, in mode "train", for other pictures.
+    """
     if list(saved["classes"]) != list(dataset.classes):
         source = "the run" if mode == "train" else opt.load_model_path
         classes = f"{saved['classes']}, {opt.dataset} has {list(dataset.classes)}"

@@ -1,6 +1,7 @@
 """Decoded pictures in one file, in memory or on the disk, which later epochs need not decode."""
 
 import io
+import math
 import os
 import tempfile
 import zlib
@@ -17,7 +18,7 @@ CGROUP_FILES = {  # of Linux's control groups, version 1 and 2: limit, use, part
     "memory": ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
     "": ("memory.max", "memory.current", "inactive_file"),
 }
-LARGEST = 16  # bytes of a picture per side ** 2; a larger one has no place
+MAX_BYTES = 16  # of a picture, times side ** 2; a larger picture is not kept
 PAGE = 4096  # bytes; the part of a place in the file that a picture does not fill takes no memory
 
 
@@ -33,8 +34,8 @@ class PictureFile:
     def __init__(self, count: int, side: int, path: Path | None = None) -> None:
         """path: None for a file in memory, which is gone when this process has ended or died."""
         self.count, self.on_disk = count, path is not None
-        self.rows_size = -(-32 * count // PAGE) * PAGE
-        self.place_size = -(-LARGEST * side**2 // PAGE) * PAGE
+        self.rows_size = PAGE * math.ceil(32 * count / PAGE)
+        self.place_size = PAGE * math.ceil(MAX_BYTES * side**2 / PAGE)
         if path:
             path.parent.mkdir(parents=True, exist_ok=True)
             path.touch()
@@ -117,11 +118,12 @@ def free_in_cgroups(root: Path) -> list[int]:
         for line in (root / "proc/self/cgroup").read_text().splitlines():
             _, controllers, path = line.split(":", 2)
             for version in {*controllers.split(",")} & {*CGROUP_FILES}:
-                limit, used, freeable = CGROUP_FILES[version]
+                limit_file, used_file, freeable = CGROUP_FILES[version]
                 group = root / "sys/fs/cgroup" / version / path.strip("/")
                 for folder in (group, *group.parents):  # those above the root have no such files
                     with suppress(OSError, ValueError):  # "max" is no number: no limit
-                        left, less = (int((folder / name).read_text()) for name in (limit, used))
+                        limit = int((folder / limit_file).read_text())
+                        used = int((folder / used_file).read_text())
                         stat = (folder / "memory.stat").read_text().split()
-                        found.append(left - less + int(stat[stat.index(freeable) + 1]))
+                        found.append(limit - used + int(stat[stat.index(freeable) + 1]))
     return found

@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from utils import ALL_CORES, signals
-from utils.device import all_cores
+from utils.device import use_cores
 from utils.failures import one_line
 from utils.seed import seed_of, seeded
 
@@ -26,9 +26,12 @@ Batch = tuple[Tensor, list[int]]  # images (N, 3, H, W) and labels
 
 
 class SampleError(RuntimeError):
-    """An error in the code of a data set: one line with error, file, line and sample."""
+    """An error in the code of a data set: one line with error, file, line and sample.
 
-    def __init__(self, text: str) -> None:  # a whole traceback, if it comes from a worker
+    DataLoader raises an error of a worker process again, with a whole traceback as its text.
+    """
+
+    def __init__(self, text: str) -> None:
         super().__init__(text.rpartition("SampleError: ")[2].strip())
         if "\n" in text:
             self.add_note(text)
@@ -38,8 +41,8 @@ class Loader:
     """Batches of a data set: normalised images (N, 3, H, W) and labels (N,), on `device`.
 
     The order is a function of (seed, epoch) and the augmentation of (seed, epoch, index), whatever
-    `num_workers` is; None is one process per core, at most 8. On a CPU they end when all pictures
-    are in memory, for cropping alone is no work for which other processes are worth while.
+    `num_workers` is; None is one process per core, at most 8. On a CPU, the worker processes end
+    as soon as all pictures are in memory: cropping alone is faster without them.
     """
 
     def __init__(
@@ -97,17 +100,22 @@ class Loader:
         workers_help = self.device.type != "cpu" or not self.samples.are_in_memory()
         self.samples.unreadable.zero_()
         if workers_help:
-            with all_cores():
-                batches = iter(self.batches)  # starts the workers
+            own_cores = os.sched_getaffinity(0) if ALL_CORES else set()
+            use_cores(ALL_CORES)
+            batches = iter(self.batches)  # starts the workers, which inherit the cores
+            use_cores(own_cores)
             yield from batches
         else:
-            self.__exit__()
+            self.stop_workers()
             yield from map(self.samples.__getitems__, self.sampler)
 
     def __enter__(self) -> "Loader":
         return self
 
     def __exit__(self, *_: Any) -> None:
+        self.stop_workers()
+
+    def stop_workers(self) -> None:
         """End the workers, which would live on while a debugger holds a frame of the loop."""
         iterator = getattr(self.batches, "_iterator", None)
         if hasattr(iterator, "_shutdown_workers"):
@@ -151,7 +159,10 @@ class Samples(Dataset):
         return len(self.dataset)
 
     def __getitems__(self, keys: list[tuple[int, int]]) -> Batch | None:
-        """Return the images, channels last, and the labels of the samples that can be read."""
+        """Return the images, channels last, and the labels of the samples that can be read.
+
+        DataLoader calls this with all keys of a batch.
+        """
         images, labels = [], []
         for epoch, index in keys:
             try:
@@ -200,13 +211,14 @@ class Samples(Dataset):
 
 
 def numbered_transforms(dataset: Dataset) -> Callable | None:
-    """Return the transforms of a data set if they are ours, which take their random numbers.
+    """Return the transforms of a data set if they are this project's own, else None.
 
-    Seeding three generators for each sample, as all other code needs it, takes 30 microseconds.
+    These can be given their random numbers. For any other code, three generators are seeded before
+    each sample, which takes 30 microseconds.
     """
     transforms = getattr(dataset, "transforms", None)
     reads_as_usual = type(dataset).__getitem__ is ImageDataset.__getitem__
-    return transforms if reads_as_usual and isinstance(transforms, OUR_TRANSFORMS) else None
+    return transforms if reads_as_usual and type(transforms) in OUR_TRANSFORMS else None
 
 
 def unchanged(batch: Batch | None) -> Batch | None:

@@ -1,5 +1,6 @@
 """Read any picture file as upright RGB."""
 
+import math
 import os
 import zlib
 from pathlib import Path
@@ -13,9 +14,9 @@ from torch import Tensor
 
 FORMATS = ["JPEG", "PNG", "BMP", "WEBP", "GIF"]  # by content: photos often carry a wrong suffix
 MAX_PIXELS = 100_000_000  # larger pictures are taken for decompression bombs
-JPEG_START, JPEG_SIZE = b"\xff\xd8", 1 << 27  # the first bytes of a JPEG; most bytes to read
-TURNED = b"Exif\0", b"tiff:Orientation"  # a file with one of these may say how it is turned
-# A number that an edit of this file, or another decoder, changes: pixels may then be others.
+JPEG_START, MAX_BYTES = b"\xff\xd8", 1 << 27  # what a JPEG begins with; no more is read of it
+ORIENTATION_MARKS = b"Exif\0", b"tiff:Orientation"  # such a file may say how it is turned
+# Changes with this file and with the decoders, so that cached pictures are decoded again.
 DECODER = zlib.crc32(
     Path(__file__).read_bytes() + f"{PIL.__version__} {simplejpeg.__version__}".encode()
 )
@@ -53,8 +54,8 @@ def decode_plain_jpeg(path: str | Path, side: int | None) -> np.ndarray | None:
         data = file.read(len(JPEG_START))
         if data != JPEG_START:
             return None
-        data += file.read(JPEG_SIZE)
-    if any(mark in data for mark in TURNED):
+        data += file.read(MAX_BYTES)
+    if any(mark in data for mark in ORIENTATION_MARKS):
         return None
     try:
         height, width, colors, _ = simplejpeg.decode_jpeg_header(data)
@@ -62,7 +63,7 @@ def decode_plain_jpeg(path: str | Path, side: int | None) -> np.ndarray | None:
             return None
         enough = min(height, width) // side if side else 1
         factor = max(factor for factor in (1, 2, 4, 8) if factor <= max(1, enough))
-        smaller = {"min_height": -(-height // factor), "min_width": -(-width // factor)}
+        smaller = {"min_height": math.ceil(height / factor), "min_width": math.ceil(width / factor)}
         return simplejpeg.decode_jpeg(data, **smaller)
     except ValueError:
         return None
@@ -86,7 +87,6 @@ def to_rgb(image: Image.Image) -> Image.Image:
     if image.has_transparency_data:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    image.load()  # before its file is closed
     return image if image.mode == "RGB" else image.convert("RGB")
 
 

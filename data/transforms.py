@@ -33,15 +33,17 @@ class RandomCropAndFlip:
         self.image_size, self.crop_scale = image_size, crop_scale
 
     def __call__(self, picture: Tensor, numbers: Sequence[float] | None = None) -> Tensor:
-        share, ratio, top, left, flip = torch.rand(5).tolist() if numbers is None else numbers
+        numbers = torch.rand(5).tolist() if numbers is None else numbers
+        random_area, random_ratio, random_top, random_left, random_flip = numbers
         _, full_height, full_width = picture.shape
-        area = (self.crop_scale + (1 - self.crop_scale) * share) * full_height * full_width
-        ratio = math.exp((2 * ratio - 1) * math.log(4 / 3))
+        area = (self.crop_scale + (1 - self.crop_scale) * random_area) * full_height * full_width
+        ratio = math.exp((2 * random_ratio - 1) * math.log(4 / 3))
         height = min(full_height, max(1, round(math.sqrt(area / ratio))))
         width = min(full_width, max(1, round(math.sqrt(area * ratio))))
-        top, left = int(top * (full_height - height + 1)), int(left * (full_width - width + 1))
+        top = int(random_top * (full_height - height + 1))
+        left = int(random_left * (full_width - width + 1))
         crop = picture[:, top : top + height, left : left + width]
-        return resize(crop, self.image_size, self.image_size, flip=flip < 0.5)
+        return resize(crop, self.image_size, self.image_size, flip=random_flip < 0.5)
 
 
 class MiddleSquare:
@@ -67,14 +69,19 @@ class MiddleSquare:
 def resize(picture: Tensor, height: int, width: int, flip: bool = False) -> Tensor:
     """Resize with antialiasing, and flip if asked to: uint8 (3, H, W) to (3, height, width).
 
-    The colours of a pixel lie side by side in memory, as in files, before and after: that is what
-    torch.nn.functional.interpolate, which calls the same operation, does not keep.
+    The colours of a pixel lie side by side in memory, as in files, before and after. That is why
+    it does not call torch.nn.functional.interpolate, which calls the same operation but moves them.
     """
     pixels = picture.permute(1, 2, 0)
     pixels = (pixels.flip(1) if flip else pixels).contiguous()
     resized = torch.empty(1, height, width, 3, dtype=torch.uint8).permute(0, 3, 1, 2)
     torch.ops.aten._upsample_bilinear2d_aa.out(
-        pixels.permute(2, 0, 1)[None], [height, width], False, None, None, out=resized
+        pixels.permute(2, 0, 1)[None],
+        [height, width],
+        False,  # align_corners
+        None,  # scale of the height: that of the sizes
+        None,  # scale of the width
+        out=resized,
     )
     return resized[0]
 
@@ -90,6 +97,6 @@ class Normalize:
         # Convolutions are fastest in this memory format.
         floats = images.to(torch.float32, memory_format=torch.channels_last, copy=True)
         floats = floats.permute(0, 2, 3, 1)  # (N, H, W, 3), as they lie in memory
-        rows, width = floats.flatten(2), floats.shape[2]  # (N, H, 3 W): a CPU likes long rows
+        rows, width = floats.flatten(2), floats.shape[2]  # (N, H, 3 W): faster than single pixels
         rows.sub_(self.mean.repeat(width)).mul_(self.factor.repeat(width))
         return floats.permute(0, 3, 1, 2)

@@ -67,9 +67,7 @@ class SqueezeNet(BasicModule):
             if isinstance(layer, nn.Conv2d):
                 nn.init.kaiming_normal_(layer.weight)
                 nn.init.zeros_(layer.bias)
-        for (
-            fire
-        ) in self.fires:  # a new module is close to the identity, so the signal passes all of them
+        for fire in self.fires:  # close to the identity at first, so the signal passes all of them
             fire.expand1x1.weight.data *= 0.25
             fire.expand3x3.weight.data *= 0.25
         nn.init.normal_(self.classifier[1].weight, std=0.001)  # first loss: ln K

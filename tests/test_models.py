@@ -153,27 +153,35 @@ def one_missing() -> dict[str, Tensor]:
 @pytest.mark.parametrize(
     ("name", "make_state", "words"),
     [
-        ("SqueezeNet", other_shape, [r"features.3.squeeze.bias is \(17,\) there, \(16,\) here;"]),
-        ("SqueezeNet", one_missing, [r"features.0.bias is missing there, \(64,\) here;"]),
+        (
+            "SqueezeNet",
+            other_shape,
+            [r"features.3.squeeze.bias is \(17,\) in the file, \(16,\) in the model;"],
+        ),
+        (
+            "SqueezeNet",
+            one_missing,
+            [r"features.0.bias is missing in the file, \(64,\) in the model;"],
+        ),
         (
             "SqueezeNet",
             lambda: make_model("SqueezeNet", 10).state_dict(),
-            [r"classifier.1.weight is \(10, 512, 1, 1\) there, \(2, 512, 1, 1\) here \(and 1 more"],
+            [r"classifier.1.weight is \(10, 512, 1, 1\) in the file, \(2, 512, 1, 1\)"],
         ),
         (
             "ResNet34",
             lambda: make_model("ResNet34", 10).state_dict(),
-            [r"fc.weight is \(10, 512\) there, \(2, 512\) here \(and 1 more\)"],
+            [r"fc.weight is \(10, 512\) in the file, \(2, 512\) in the model \(and 1 more\)"],
         ),
         (
             "ResNet34",
             lambda: make_model("SqueezeNet").state_dict(),
-            [r"conv1.weight is missing there, \(64, 3, 7, 7\) here \(and \d+ more\)"],
+            [r"conv1.weight is missing in the file, \(64, 3, 7, 7\) in the model \(and \d+ more\)"],
         ),
         (
             "SqueezeNet",
             lambda: {"epoch": 3, "features.0.bias": "no tensor"},
-            [r"features.0.weight is missing there", r"more"],
+            [r"features.0.weight is missing in the file", r"more"],
         ),
     ],
     ids=["shape", "missing", "classes", "classes-resnet", "other-model", "no-tensors"],

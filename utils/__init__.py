@@ -14,3 +14,5 @@ ALL_CORES = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set
 # for the main thread). What the user has set about OpenMP stays.
 if sys.platform == "linux" and not any(name.startswith(("OMP_", "GOMP_")) for name in os.environ):
     os.environ.update(OMP_PROC_BIND="true", OMP_PLACES="cores")
+
+os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # large memory pages for large tensors

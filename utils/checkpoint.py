@@ -114,17 +114,17 @@ def read(path: str | Path, digest_required: bool = False) -> dict[str, Any]:
 
 def compare_digest(path: Path, required: bool) -> None:
     """Raise ValueError if the digest does not match, or is missing although it is required."""
-    unread = path.stat().st_size - COMMENT_SIZE
+    left = path.stat().st_size - COMMENT_SIZE  # bytes of the content that are to be hashed
     with open(path, "rb") as file:
-        file.seek(max(unread, 0))
+        file.seek(max(left, 0))
         mark, digest = file.read(len(DIGEST_MARK)), file.read()
         if mark != DIGEST_MARK and not required:
             return
         file.seek(0)
         hasher = hashlib.sha256()
-        while unread > 0 and (block := file.read(min(unread, 1 << 20))):
+        while left > 0 and (block := file.read(min(left, 1 << 20))):
             hasher.update(block)
-            unread -= len(block)
+            left -= len(block)
     if mark != DIGEST_MARK:
         raise ValueError("it is damaged or not a run's checkpoint: it has no SHA-256 at its end")
     if digest != hasher.hexdigest().encode():
@@ -180,7 +180,8 @@ def load_weights(model: nn.Module, state: Mapping[str, Tensor], source: str | Pa
     shapes = {name: tuple(getattr(value, "shape", ())) for name, value in own.items()}
     found = {name: tuple(getattr(value, "shape", ())) for name, value in state.items()}
     wrong = [
-        f"{name} is {found.get(name, 'missing')} there, {shapes.get(name, 'unknown')} here"
+        f"{name} is {found.get(name, 'missing')} in the file, "
+        f"{shapes.get(name, 'unknown')} in the model"
         for name in shapes | found
         if shapes.get(name) != found.get(name) and not name.endswith("_extra_state")
     ]
@@ -191,5 +192,6 @@ def load_weights(model: nn.Module, state: Mapping[str, Tensor], source: str | Pa
             "give the model and the classes it was saved with"
         )
     state = OrderedDict(state)
-    state._metadata = metadata or own._metadata  # the versions of the layers, which some ask for
+    # The versions of the layers, which some of them need to load old files.
+    state._metadata = metadata or own._metadata
     model.load_state_dict(state)

@@ -2,8 +2,7 @@
 
 import ctypes
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -17,17 +16,6 @@ def use_cores(cores: set[int]) -> None:
     with suppress(OSError):  # a container may have fewer cores by now
         if cores:
             os.sched_setaffinity(0, cores)
-
-
-@contextmanager
-def all_cores() -> Iterator[None]:
-    """Let what is started meanwhile run on every core, although this thread may be bound to one."""
-    before = os.sched_getaffinity(0) if ALL_CORES else set()
-    use_cores(ALL_CORES)
-    try:
-        yield
-    finally:
-        use_cores(before)
 
 
 # OpenMP has bound the main thread to its first core when torch was imported. `Run` binds it again
@@ -45,7 +33,8 @@ def set_up_device(
     the CPU. deterministic: the same bits each time on a GPU as well; a CPU gives them anyway.
     """
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when CUDA starts
-    torch.use_deterministic_algorithms(deterministic)
+    if deterministic != torch.are_deterministic_algorithms_enabled():
+        torch.use_deterministic_algorithms(deterministic)  # loads torch's compiler: 1.5 s
     tune_cpu()
     found = use_gpu and torch.accelerator.current_accelerator(check_available=True)
     device = found or torch.device("cpu")
@@ -60,7 +49,6 @@ def tune_cpu() -> None:
     system after each step, which zeroes them page by page for the next: mallopt(3) stops that.
     """
     torch.set_flush_denormal(True)
-    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # large pages for large tensors
     with suppress(OSError, AttributeError):  # only glibc has mallopt
         libc = ctypes.CDLL("libc.so.6")
         libc.mallopt(-4, 0)  # M_MMAP_MAX: no separate mapping for a large block

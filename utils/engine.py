@@ -28,24 +28,26 @@ def train_step(
     """Update the weights once; return the logits (N, K) and losses (N,) from before the update.
 
     accumulate: the number of parts in which the batch goes through the model, to save memory; their
-    gradients add up to the gradient of the whole batch. guard: raise NotFinite, which names the
-    layer, instead of making an update that is not finite.
+    gradients add up to the gradient of the whole batch (not exactly with BatchNorm, which then
+    normalises each part by itself). guard: raise NotFinite, which names the layer, instead of
+    making an update that is not finite (float16 needs no guard: its scaler skips such an update).
     """
     optimizer.zero_grad()
     parts, results = split_batch(images, labels, accumulate), []
     for part, part_labels in parts:
         with amp.autocast:
-            logits = model(part)  # (n, K)
-            losses = criterion(logits, part_labels)  # (n,)
-        loss = losses.sum() / len(labels)  # this part's share of the mean over the batch
+            part_logits = model(part)  # (n, K)
+            part_losses = criterion(part_logits, part_labels)  # (n,)
+        loss = part_losses.sum() / len(labels)  # this part's share of the mean over the batch
         amp.scaler.scale(loss).backward()
-        results.append((logits.detach(), losses.detach()))
+        results.append((part_logits.detach(), part_losses.detach()))
     amp.scaler.unscale_(optimizer)  # for float16: clipping needs the true gradients
-    norm = nn.utils.clip_grad_norm_(model.parameters(), clip_norm or math.inf)
-    if guard and not amp.scaler.is_enabled() and not norm.isfinite():  # fp16 skips it
+    max_norm = clip_norm or math.inf  # inf: measure the norm, change nothing
+    norm = nn.utils.clip_grad_norm_(model.parameters(), max_norm)
+    if guard and not amp.scaler.is_enabled() and not norm.isfinite():
         where = first_not_finite(model, parts, criterion, amp.autocast)
         raise NotFinite(f"{where}; the update was not made")
-    amp.step(optimizer)  # optimizer.step()
+    amp.step(optimizer)  # calls optimizer.step()
     logits, losses = (torch.cat(tensors) for tensors in zip(*results, strict=True))
     return logits, losses
 

@@ -12,7 +12,7 @@ from types import TracebackType
 
 PROJECT = Path(__file__).resolve().parent.parent
 LIBRARY = Path(os.__file__).parent  # Python's own
-# Our files that call models and data sets: where an error of these comes from is further in.
+# Our own files that call the user's code: a message names the user's line, not these.
 CALLERS = {"main.py", "utils", "__init__.py", "build.py", "loader.py"}
 
 
@@ -33,9 +33,11 @@ def one_line_failures(show_traceback: bool, debug: bool = False) -> Iterator[Non
     except Exception as error:
         exit_code = getattr(error, "exit_code", 1)  # wrong usage has 2, a signal 128 + its number
         if debug and exit_code == 1 and sys.stdin.isatty():
-            import ipdb
-
-            ipdb.post_mortem(up_to_model(error.__traceback__))
+            try:
+                from ipdb import post_mortem
+            except ImportError:  # Python's own
+                from pdb import post_mortem
+            post_mortem(up_to_model(error.__traceback__))
         if show_traceback:
             raise
         hint = " (--traceback shows where)" if exit_code == 1 else ""

@@ -1,4 +1,4 @@
-"""What to say of a step whose numbers are not finite: where the first NaN or infinity appears."""
+"""Find the first layer of a step whose numbers are NaN or infinite."""
 
 import copy
 from collections.abc import Callable, Iterable
@@ -16,7 +16,7 @@ def guard_is_on(checks: str, steps: int) -> bool:
 
 
 class NotFinite(FloatingPointError):
-    """Weights, outputs, the loss or gradients are NaN or infinite; the update was not made."""
+    """Weights, outputs, the loss or gradients contain NaN or infinity."""
 
 
 @torch.enable_grad()

@@ -205,7 +205,7 @@ class Options:
         """Return the options of a run to resume: `saved`, with the given ones in their place.
 
         UsageError names the given ones that would change the result, unless `allow_changes` is
-        set. A larger max_epoch is no such change. Options that no longer exist are ignored.
+        set. A larger max_epoch is allowed. Options that no longer exist are ignored.
         """
         options = type(self)(**{name: saved[name] for name in self.state_dict() if name in saved})
         changed = [

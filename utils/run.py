@@ -57,15 +57,10 @@ class Run:
         """
         self.opt.precision = amp.name  # "auto" may mean something else on another machine
         self.amp, self.model = amp, tracked["model"]
-        self.facts = plain_copy(
-            {
-                "classes": list(dataset.classes),
-                "mean": list(dataset.mean),
-                "std": list(dataset.std),
-                "data": dataset.fingerprint,
-                "device": next(self.model.parameters()).device.type,
-            }
-        )
+        metadata = {name: list(getattr(dataset, name)) for name in ("classes", "mean", "std")}
+        metadata["data"] = dataset.fingerprint
+        metadata["device"] = next(self.model.parameters()).device.type
+        self.metadata = plain_copy(metadata)
         is_new = self.folder is None
         if is_new:
             self.folder = run_folder.new_run(self.opt.checkpoint_root, self.opt.model)
@@ -78,12 +73,12 @@ class Run:
         self.tracked = {**tracked, "amp": amp, "vis": self.vis}
         self.writer = ThreadPoolExecutor(max_workers=1)
         self.writing: Future | None = None  # the newest save
-        self.saved_at, self.read_back = time.monotonic(), False
+        self.saved_at, self.file_verified = time.monotonic(), False
         self._restore()
         self._write_options()  # only now: a checkpoint that does not fit changes no file
         epoch, step = self.saved.get("epoch", 0), self.saved.get("step", 0)
         history = self.saved.get("history", [])
-        self._note_place(epoch=epoch, step=step, history=history)
+        self._note_position(epoch=epoch, step=step, history=history)
         return epoch, step, history
 
     def _restore(self) -> None:
@@ -114,7 +109,7 @@ class Run:
 
     def step_done(self, epoch: int, step: int, history: History) -> None:
         """Note that `step` steps of the epoch are done. Save if it is time; end if asked to."""
-        self._note_place(epoch=epoch, step=step, history=history)
+        self._note_position(epoch=epoch, step=step, history=history)
         if self.amp.updates == 1:
             self._name_idle_weights()
         if time.monotonic() - self.saved_at > 60 * self.opt.save_minutes:
@@ -129,12 +124,12 @@ class Run:
         self.log(", ".join(f"{name} {value:.4g}" for name, value in row.items()))
         self.vis.plot_many({k: v for k, v in row.items() if k not in ("epoch", "lr")}, x=epochs)
         self.vis.flush()
-        self._note_place(epoch=epochs, step=0, history=history)
+        self._note_position(epoch=epochs, step=0, history=history)
         is_best = metrics.is_best(self.opt.best_metric, history)
         self.save(*(["best.pth", "last.pth"] if is_best else ["last.pth"]))
         self.stop.raise_if_received()
 
-    def stoppable(self, batches: Iterable[Any]) -> Iterator[Any]:
+    def stop_on_signal(self, batches: Iterable[Any]) -> Iterator[Any]:
         """Yield the batches; end the run if a signal comes."""
         for batch in batches:
             yield batch
@@ -143,8 +138,8 @@ class Run:
     def load_best(self) -> None:
         """Give the model its best weights."""
         self.wait()
-        self.marker = None  # from here on the weights are not those of the place
-        self.best_epoch, path = self.place["epoch"], self.folder / "best.pth"
+        self.state_version = None  # from here on the weights do not belong to the position
+        self.best_epoch, path = self.position["epoch"], self.folder / "best.pth"
         if path.exists():  # else the disk is full
             best = checkpoint.read(path)
             checkpoint.load_weights(self.model, best["model"], source=path)
@@ -166,12 +161,12 @@ class Run:
                 summary=summary,
                 mistakes=metrics.worst_mistakes(logits, labels),
                 samples=samples,
-                classes=self.facts["classes"],
+                classes=self.metadata["classes"],
             )
             files.write_text(path, page)
         self.stop.raise_if_received()
         mirror = ", with mirror images" if self.opt.mirror else ""
-        text = metrics.as_text(summary, self.facts["classes"])
+        text = metrics.as_text(summary, self.metadata["classes"])
         self.log(f"the weights of epoch {self.best_epoch} on val{mirror}:\n{text}")
         self.log(f"weights   {self.folder / 'best.pth'}\nreport    {path}")
 
@@ -181,14 +176,14 @@ class Run:
         Raises NotFinite for weights that are NaN or infinite: no file shall have them.
         """
         state = {name: item.state_dict() for name, item in self.tracked.items()}
-        contents = plain_copy({**state, "options": self.opt.state_dict(), **self.place})
+        contents = plain_copy({**state, "options": self.opt.state_dict(), **self.position})
         parameters = dict(self.model.named_parameters())
         if bad := not_finite((n, contents["model"].get(n)) for n in parameters):
             raise NotFinite(f"{bad[0]} is not finite")
         if self.opt.state_dict() != self.written_options:  # changed in the debugger
             self._write_options()
         self.wait()
-        self.writing = self.writer.submit(self._write, contents | self.facts, names)
+        self.writing = self.writer.submit(self._write, contents | self.metadata, names)
         self.saved_at = time.monotonic()
 
     def wait(self) -> None:
@@ -211,13 +206,13 @@ class Run:
 
     def __enter__(self) -> "Run":
         self.stop.__enter__()
-        if self.facts["device"] == "cpu":
+        if self.metadata["device"] == "cpu":
             use_cores(OWN_CORE)
         return self
 
     def __exit__(self, error_type: Any, error: BaseException | None, trace: Any) -> None:
         try:
-            if error and self.marker == self._marker():
+            if error and self.state_version == self._state_version():
                 self.save("last.pth")
             self.wait()
         except FloatingPointError as not_saved:
@@ -237,13 +232,13 @@ class Run:
             words = ", ".join(f"{path} ({why})" for path, why in self.disk_failures.items())
             raise OSError(f"the run is complete but not all on the disk: {words}")
 
-    def _note_place(self, **place: Any) -> None:
-        self.place, self.marker = place, self._marker()
+    def _note_position(self, **position: Any) -> None:
+        self.position, self.state_version = position, self._state_version()
 
-    def _marker(self) -> tuple[int, int]:
+    def _state_version(self) -> tuple[int, int]:
         """Return two counters: updates of the weights, and changes of the model's buffers.
 
-        If they have grown since the place was noted, the state no longer belongs to that place.
+        If they have grown since the position was noted, the state does not belong to it any more.
         """
         return self.amp.updates, sum(buffer._version for buffer in self.model.buffers())
 
@@ -252,16 +247,18 @@ class Run:
         idle = [name for name, weight in weights if weight.requires_grad and weight.grad is None]
         if idle:
             more = f" and {len(idle) - 4} more" if len(idle) > 4 else ""
-            self.log(f"no gradient reaches {', '.join(idle[:4])}{more}; try: python main.py check")
+            self.log(f"no gradient reaches {', '.join(idle[:4])}{more}; is it used in forward()?")
 
     def _write(self, contents: Mapping[str, Any], names: tuple[str, ...]) -> None:
         for name in names:
             path = self.folder / name
             with self.disk(path):
                 checkpoint.write(path, contents, keep_previous=name == "last.pth")
-                if not self.read_back:  # the first file shows that a run of this kind can be read
+                if (
+                    not self.file_verified
+                ):  # the first file shows that a run of this kind can be read
                     checkpoint.read(path, digest_required=True)
-                    self.read_back = True
+                    self.file_verified = True
 
     def _write_options(self) -> None:
         self.written_options = self.opt.state_dict()

@@ -7,7 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import distributions
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -19,7 +19,6 @@ except ImportError:  # Windows
     fcntl = None
 
 PROJECT = Path(__file__).resolve().parent.parent
-PACKAGES = ("torch", "torchvision", "numpy", "pillow", "fire", "visdom", "torchnet", "tensorboard")
 
 
 def new_run(root: str | Path, name: str) -> Path:
@@ -61,12 +60,6 @@ def lock(folder: Path, log: Callable[[str], None]) -> TextIO:
 
 def environment() -> dict[str, Any]:
     """Return what this run ran on, enough to repeat it."""
-    versions = {}
-    for package in PACKAGES:
-        try:
-            versions[package] = version(package)
-        except PackageNotFoundError:
-            versions[package] = None
     describe = ["git", "-C", str(PROJECT), "describe", "--always", "--dirty", "--abbrev=40"]
     try:
         commit = subprocess.check_output(describe, text=True, stderr=subprocess.DEVNULL).strip()
@@ -78,5 +71,5 @@ def environment() -> dict[str, Any]:
         "python": platform.python_version(),
         "platform": platform.platform(),
         "cores": os.cpu_count(),
-        "packages": versions,
+        "packages": {package.name: package.version for package in distributions()},
     }
