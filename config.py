@@ -55,19 +55,20 @@ class DefaultConfig(Options):
 
     # Training
     max_epoch: PositiveInt = 40  # passes over the training pictures
-    batch_size: PositiveInt = 32  # pictures per step
-    accumulate: PositiveInt = 1  # parts in which a batch is computed; more parts need less memory
+    batch_size: PositiveInt = 64  # pictures per step
+    accumulate: PositiveInt = 1  # parts of a batch computed one by one, which saves memory
+    optimizer: Literal["muon", "adamw"] = "muon"  # muon learns faster; adamw suits fine-tuning
     lr: PositiveFloat = 2e-3  # highest learning rate; divide it by 3 if the loss jumps
     schedule: Literal["one_cycle", "plateau"] = "one_cycle"  # how the learning rate changes
     warmup: Fraction = 0.15  # share of the run in which the learning rate rises
     lr_decay: Fraction = 0.5  # plateau: lr * lr_decay after an epoch without a lower val loss
-    weight_decay: Fraction = 0.05  # decoupled (AdamW); for weights, not for biases and norms
-    clip_norm: PositiveFloat | None = 1.0  # longer gradients are cut to this norm; None: never
+    weight_decay: Fraction = 0.05  # decoupled from the gradient; not for biases and norms
+    clip_norm: PositiveFloat | None = 1.0  # a gradient of larger norm is scaled down to it
     label_smoothing: Fraction = 0.0  # share of each label that is spread over all classes
     focal_gamma: NotNegative = 0.0  # focal loss: 2 stresses hard pictures; 0 is cross-entropy
     balanced: bool = False  # weigh classes by 1 / their count, so that rare ones count as much
     best_metric: str = "accuracy"  # val metric that decides which epoch is kept in best.pth
-    mirror: bool = True  # final val and test: mean over each picture and its mirror image
+    mirror: bool = True  # val and test: mean over picture and mirror image (test-time augmentation)
     seed: WholeNumber = 0  # same seed, same run, bit for bit (GPU: with --deterministic)
 
     # Resuming
@@ -83,7 +84,7 @@ class DefaultConfig(Options):
     # Watching
     env: str = "default"  # visdom environment
     visdom_port: PositiveInt = 8097  # port of a visdom server on this machine, if there is one
-    checks: Literal["off", "start", "always"] = "start"  # refuse NaN and inf: first 20 steps, all
+    checks: Literal["off", "start", "always"] = "start"  # stop at NaN or inf; start: first 20 steps
     print_freq: PositiveInt = 20  # steps between two points of the training curves
     debug_file: str | None = "/tmp/debug"  # create it while a run goes on: ipdb opens in its loop
     traceback: bool = False  # show the whole traceback of a failure

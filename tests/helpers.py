@@ -25,6 +25,11 @@ SMALL = {
 }
 
 
+def steps_made(checkpoint: dict) -> int:
+    """Return how many updates the optimizer of a checkpoint has made."""
+    return max(int(state.get("step", 0)) for state in checkpoint["optimizer"]["state"].values())
+
+
 def as_words(options: dict) -> list[str]:
     """Write options as on a command line."""
     return [f"--{name}={value}" for name, value in options.items()]

@@ -127,7 +127,7 @@ def test_one_looks_around_changes_the_rate_goes_on_and_quits(pictures, tmp_path)
         assert "torch.Size([21])" in terminal.answer("p losses.shape")
         assert "torch.Size([])" in terminal.answer("p loss.shape")  # one number
         assert "SqueezeNet" in terminal.answer("p type(model).__name__")
-        assert "AdamW" in terminal.answer("p type(optimizer).__name__")
+        assert "Muon" in terminal.answer("p type(optimizer).__name__")
         assert "\n(0, 0)\n" in terminal.answer("p (epoch, step)")
         terminal.answer("opt.lr = 0.001")
         terminal.type("c")

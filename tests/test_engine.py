@@ -15,10 +15,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.optim import Optimizer
 
 from utils import engine, recipe
 from utils.device import Precision, has_native_bf16, set_up_device
 from utils.guard import START_STEPS, guard_is_on
+from utils.muon import SCALE, Muon
 
 CPU = torch.device("cpu")
 FP32 = Precision("fp32", CPU)
@@ -36,8 +38,8 @@ def make_batch(size: int = 10, seed: int = 0) -> tuple[Tensor, Tensor]:
     return torch.randn(size, 3, 8, 8, generator=generator), torch.arange(size) % 3
 
 
-def build_optimizer(model: nn.Module, **options: float) -> torch.optim.Optimizer:
-    return recipe.build_optimizer(SimpleNamespace(**options), model)
+def build_optimizer(model: nn.Module, name: str = "muon", **options: float) -> Optimizer:
+    return recipe.build_optimizer(SimpleNamespace(optimizer=name, **options), model)
 
 
 def weights_of(model: nn.Module) -> Tensor:
@@ -301,17 +303,61 @@ def test_balanced_weights_let_every_class_count_as_much():
 # Optimizer and learning rate.
 
 
-def test_weight_decay_shrinks_filters_and_matrices_but_not_biases_and_norms():
+@pytest.mark.parametrize("name", ["muon", "adamw"])
+def test_weight_decay_shrinks_filters_and_matrices_but_not_biases_and_norms(name):
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(4, 2))
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
     for parameter in model.parameters():
         parameter.grad = torch.zeros_like(parameter)
-    build_optimizer(model, lr=0.1, weight_decay=0.5).step()
+    build_optimizer(model, name, lr=0.1, weight_decay=0.5).step()
     decayed = {"0.weight", "3.weight"}
     assert len(before) == 6
     for name, parameter in model.named_parameters():
         share = 1 - 0.1 * 0.5 if name in decayed else 1.0
         torch.testing.assert_close(parameter.detach(), share * before[name])
+
+
+def steps_of(optimizer: Optimizer, weight: Tensor, gradients: list[Tensor]) -> list[Tensor]:
+    """Return the weight after each step; before it stands its gradient."""
+    seen = []
+    for gradient in gradients:
+        weight.grad = gradient.clone()
+        optimizer.step()
+        seen.append(weight.detach().clone())
+    return seen
+
+
+@pytest.mark.parametrize("shape", [(24, 7), (5, 40), (16, 3, 3, 3), (6, 20, 1, 1)])
+def test_muon_makes_the_steps_of_torchs_muon_with_filters_as_rows(shape):
+    torch.manual_seed(1)
+    start, gradients = torch.randn(shape), list(torch.randn(6, *shape))
+    ours, theirs = nn.Parameter(start.clone()), nn.Parameter(start.flatten(1).clone())
+    reference = torch.optim.Muon([theirs], lr=0.1, momentum=0.95, weight_decay=0.03, ns_steps=3)
+    expected = steps_of(reference, theirs, [gradient.flatten(1) for gradient in gradients])
+    optimizer = Muon([ours], lr=0.1 / SCALE, momentum=0.95, weight_decay=0.03 * SCALE)
+    seen = steps_of(optimizer, ours, gradients)
+    for a, b in zip(seen, expected, strict=True):
+        torch.testing.assert_close(a.flatten(1), b, rtol=0, atol=3e-3)  # torch's is in bfloat16
+    assert (seen[-1] - start).abs().mean() > 0.01
+
+
+def test_muon_makes_the_steps_of_adamw_for_biases_and_norms():
+    torch.manual_seed(1)
+    start, gradients = torch.randn(50), [*torch.randn(5, 50), torch.zeros(50), torch.randn(50)]
+    ours, theirs = nn.Parameter(start.clone()), nn.Parameter(start.clone())
+    options = {"lr": 0.03, "betas": (0.9, 0.99), "weight_decay": 0.1}
+    expected = steps_of(torch.optim.AdamW([theirs], **options), theirs, gradients)
+    seen = steps_of(Muon([ours], **options), ours, gradients)
+    torch.testing.assert_close(seen, expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("scale", [1e-3, 1.0, 1e12])
+def test_a_step_of_muon_has_the_same_length_whatever_the_scale_of_the_gradient(scale):
+    torch.manual_seed(1)
+    weight = nn.Parameter(torch.zeros(32, 64))
+    (moved,) = steps_of(Muon([weight], lr=0.5), weight, [scale * torch.randn(32, 64)])
+    size = moved.square().mean().sqrt().item()
+    assert size == pytest.approx(0.5 * SCALE / 64**0.5, rel=0.2)
 
 
 def lr_shares(schedule: str, warmup: float, *progress: float) -> list[float]:

@@ -315,7 +315,7 @@ def test_the_usual_name_elsewhere_leads_to_ours(elsewhere, ours):
         DefaultConfig(**{elsewhere: "1"})
 
 
-@pytest.mark.parametrize("word", ["xyzzy", "momentum", "optimizer", "loss", "verbose", "rank", "q"])
+@pytest.mark.parametrize("word", ["xyzzy", "momentum", "solver", "loss", "verbose", "rank", "q"])
 def test_a_name_like_none_of_ours_gets_no_silly_suggestion(word):
     with pytest.raises(UsageError, match=f"^there is no option --{word}; python main.py help "):
         DefaultConfig(**{word: "1"})

@@ -18,7 +18,7 @@ from torch import nn
 
 import data
 import main
-from tests.helpers import PRECISION, PROJECT, SMALL, as_words
+from tests.helpers import PRECISION, PROJECT, SMALL, as_words, steps_made
 from utils import checkpoint, files, metrics, run_folder
 from utils.options import UsageError
 from utils.signals import Stopped
@@ -85,9 +85,9 @@ def test_weights_that_were_updated_since_the_place_was_noted_are_not_saved(
     run = only_run(tmp_path / "cut")
     saved = last(run)
     assert (saved["epoch"], saved["step"]) == (1, 0)
-    assert saved["optimizer"]["state"][0]["step"] == 2
+    assert steps_made(saved) == 2
     main.train(resume=run)
-    assert last(run)["optimizer"]["state"][0]["step"] == 6
+    assert steps_made(last(run)) == 6
     for name, value in last(straight)["model"].items():
         assert torch.equal(last(run)["model"][name], value), name
 
@@ -190,7 +190,9 @@ def test_weights_that_are_not_finite_never_reach_a_file(
     for path in run.glob("*.pth"):
         contents = checkpoint.read(path, digest_required=True)
         assert all(value.isfinite().all() for value in contents["model"].values())
-        assert contents["optimizer"]["state"][0]["exp_avg"].isfinite().all()
+        states = contents["optimizer"]["state"].values()
+        moments = [x for state in states for x in state.values() if isinstance(x, torch.Tensor)]
+        assert moments and all(moment.isfinite().all() for moment in moments)
 
 
 def test_a_spoiled_first_step_says_that_nothing_is_saved_yet(pictures, tmp_path):

@@ -10,6 +10,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim import Optimizer
 
+from utils.muon import Muon
+
 
 def build_criterion(opt: Any, class_counts: Sequence[int]) -> nn.Module:
     """Return the loss of the options: logits (N, K) and labels (N,) to losses (N,).
@@ -21,7 +23,7 @@ def build_criterion(opt: Any, class_counts: Sequence[int]) -> nn.Module:
 
 
 def build_optimizer(opt: Any, model: nn.Module) -> Optimizer:
-    """Return AdamW, which decays matrices and filters but not biases and norms (vectors).
+    """Return Muon or AdamW, with decay of matrices and filters but not of biases and norms.
 
     A group may have a "lr_factor": `set_lr` multiplies the learning rate by it. Frozen weights are
     in as well, so that they learn once they are unfrozen; without a gradient they do not change.
@@ -32,7 +34,10 @@ def build_optimizer(opt: Any, model: nn.Module) -> Optimizer:
         {"params": matrices, "weight_decay": opt.weight_decay},
         {"params": vectors, "weight_decay": 0.0},
     ]
-    optimizer = torch.optim.AdamW(groups, lr=opt.lr, betas=(0.9, 0.99), fused=True)
+    if opt.optimizer == "muon":
+        optimizer = Muon(groups, lr=opt.lr, betas=(0.9, 0.99))
+    else:
+        optimizer = torch.optim.AdamW(groups, lr=opt.lr, betas=(0.9, 0.99), fused=True)
     optimizer.register_load_state_dict_pre_hook(keep_own_settings)
     return optimizer
 
@@ -45,11 +50,10 @@ def learning_rate(opt: Any, progress: float, history: Sequence[Mapping[str, floa
     val loss was not lower than that of the epoch before. A function of the place in the run, not a
     scheduler object, so that a resumed run needs no state for it.
     """
+    peak = opt.lr
     if opt.schedule == "plateau":
         losses = [row["val_loss"] for row in history]
-        peak = opt.lr * opt.lr_decay ** sum(b >= a for a, b in itertools.pairwise(losses))
-    else:
-        peak = opt.lr
+        peak *= opt.lr_decay ** sum(b >= a for a, b in itertools.pairwise(losses))
     if progress < opt.warmup:
         return peak * (0.04 + 0.96 * progress / opt.warmup)
     if opt.schedule == "plateau":
@@ -64,7 +68,7 @@ def set_lr(optimizer: Optimizer, lr: float) -> None:
 
 
 def keep_own_settings(optimizer: Optimizer, state: dict[str, Any]) -> dict[str, Any]:
-    """Before loading: a checkpoint brings the moments, the options of today the settings."""
+    """Before loading a state: keep the current settings, except for the rate that the log shows."""
     pairs = zip(optimizer.param_groups, state["param_groups"], strict=True)
     groups = [own | {"params": saved["params"], "lr": saved["lr"]} for own, saved in pairs]
     return state | {"param_groups": groups}

@@ -25,6 +25,7 @@ import models
 from data import DogCat, Loader
 from data.build import keep_pictures
 from data.loader import core_count
+from data.read_image import decode_any
 from utils import engine, recipe
 from utils.device import set_up_device
 
@@ -134,7 +135,7 @@ class Bench:
     def bare_step(self) -> float:
         """The same step on one batch that lies in memory, and nothing else."""
         self.model.train()
-        options = SimpleNamespace(lr=1e-4, weight_decay=0.05)
+        options = SimpleNamespace(optimizer="muon", lr=1e-4, weight_decay=0.05)
         optimizer = recipe.build_optimizer(options, self.model)
         criterion = recipe.ClassificationLoss()
 
@@ -168,11 +169,11 @@ class Bench:
         return self.through("later val", lambda batches: deque(batches, 0))
 
     def decode(self) -> float:
-        """Files read to pixels, one after another."""
+        """Files decoded by Pillow, one after another."""
         indices = range(min(200, len(self.train_data)))
         started = time.perf_counter()
         for index in indices:
-            self.train_data.read(index)
+            decode_any(self.train_data.path(index), self.train_data.side)
         return len(indices) / (time.perf_counter() - started)
 
     def through(self, loader: str, use: Callable) -> float:
@@ -225,8 +226,8 @@ def run_benchmarks() -> None:
             ("second epoch / the book's loop", bench.train_from_memory, book),
             ("first val pass / bare forward", partial(bench.evaluate, "val"), bench.bare_forward),
             ("later ones / bare forward", partial(bench.evaluate, "later val"), bench.bare_forward),
-            ("pipeline on one core / bare decode", bench.pipeline, bench.decode),
-            ("pipeline from memory / bare decode", bench.cached_pipeline, bench.decode),
+            ("pipeline on one core / Pillow alone", bench.pipeline, bench.decode),
+            ("pipeline from memory / Pillow alone", bench.cached_pipeline, bench.decode),
             ("beside a rival / alone", partial(bench.train_beside, 0), bench.train_from_memory),
             (
                 "beside one at nice 10 / alone",
