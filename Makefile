@@ -28,7 +28,7 @@ test: $(STAMP)  ## run the tests, those of training in float32 and in bfloat16
 	TEST_PRECISION=bf16 $(RUN) -m pytest -n auto tests/test_train.py tests/test_run.py tests/test_resume.py
 
 test-copies: $(STAMP)  ## remove and add parts as the README says, on copies; run the suite on each
-	$(RUN) -m pytest -m copies
+	$(RUN) -m pytest -m copies -o faulthandler_timeout=0  # each takes minutes
 
 bench: $(STAMP) | data/demo  ## measure the speed; DATA=path/to/train and MODEL=ResNet34 change the case
 	$(RUN) -m tests.benchmarks --data $(or $(DATA),data/demo/train) --model $(or $(MODEL),SqueezeNet)
