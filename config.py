@@ -68,7 +68,7 @@ class DefaultConfig(Options):
     focal_gamma: NotNegative = 0.0  # focal loss: 2 stresses hard pictures; 0 is cross-entropy
     balanced: bool = False  # weigh classes by 1 / their count, so that rare ones count as much
     best_metric: str = "accuracy"  # val metric that decides which epoch is kept in best.pth
-    mirror: bool = True  # val and test: mean over picture and mirror image (test-time augmentation)
+    mirror: bool = True  # after training: mean over each picture and its mirror image
     seed: WholeNumber = 0  # same seed, same run, bit for bit (GPU: with --deterministic)
 
     # Resuming

@@ -15,8 +15,8 @@ from torch.utils.data import Dataset
 from utils.seed import seed_of
 
 from .cache import PictureFile
-from .read_image import DECODER
-from .transforms import Transform, eval_transforms, resize, train_transforms
+from .read_image import DECODER, shrink
+from .transforms import Transform, eval_transforms, train_transforms
 
 
 class ImageDataset(Dataset):
@@ -87,15 +87,6 @@ class ImageDataset(Dataset):
         counts = zip(self.class_counts, self.classes, strict=True) if self.ids is None else ()
         parts = ", ".join(f"{count:,} {name}" for count, name in counts)
         return f"{len(self):,} pictures" + f" ({parts})" * bool(parts)
-
-
-def shrink(picture: Tensor, side: int) -> Tensor:
-    """Reduce a picture (3, H, W) to `side` pixels of the shorter side, if it has 1.5 times that."""
-    _, height, width = picture.shape
-    factor = side / min(height, width)
-    if factor > 2 / 3:
-        return picture
-    return resize(picture, max(side, round(factor * height)), max(side, round(factor * width)))
 
 
 def fingerprint(folder: Path, names: Sequence[str]) -> str:

@@ -1,4 +1,4 @@
-"""Read any picture file as upright RGB."""
+"""Read any picture file as upright RGB, and reduce it to what training needs."""
 
 import math
 import os
@@ -11,6 +11,8 @@ import simplejpeg
 import torch
 from PIL import Image, ImageOps
 from torch import Tensor
+
+from .transforms import resize
 
 FORMATS = ["JPEG", "PNG", "BMP", "WEBP", "GIF"]  # by content: photos often carry a wrong suffix
 MAX_PIXELS = 100_000_000  # larger pictures are taken for decompression bombs
@@ -88,6 +90,15 @@ def to_rgb(image: Image.Image) -> Image.Image:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
     return image if image.mode == "RGB" else image.convert("RGB")
+
+
+def shrink(picture: Tensor, side: int) -> Tensor:
+    """Reduce a picture (3, H, W) to `side` pixels of the shorter side, if it has 1.5 times that."""
+    _, height, width = picture.shape
+    factor = side / min(height, width)
+    if factor > 2 / 3:
+        return picture
+    return resize(picture, max(side, round(factor * height)), max(side, round(factor * width)))
 
 
 def printable(path: str | Path) -> str:
