@@ -7,6 +7,7 @@ follow. Other commands add options of their own in utils/commands/.
 from typing import Literal
 
 from utils.options import (
+    Fold,
     Fraction,
     ImageSize,
     InputPath,
@@ -39,8 +40,11 @@ class DefaultConfig(Options):
 
     # Data
     dataset: str = "DogCat"  # a class of data/
-    train_data_root: InputPath = "data/demo/train"  # folder with the labelled pictures
-    test_data_root: InputPath = "data/demo/test1"  # folder with the pictures to classify
+    train_data_root: InputPath = "data/demo/train"  # labelled pictures: a folder or a list
+    test_data_root: InputPath = "data/demo/test1"  # pictures to classify: a folder or a list
+    layout: Literal["auto", "flat", "folders", "splits", "csv"] = "auto"  # auto finds it by looking
+    val_share: Fraction = 0.3  # share of each class that is val, where the data do not say
+    fold: Fold | None = None  # cross-validation: 2/5 makes the second fifth val
     image_size: ImageSize = 128  # pixels a side; smaller is faster, larger shows finer detail
     crop_scale: Fraction = 0.5  # smallest share of a picture's area that a training crop shows
     num_workers: WholeNumber | None = None  # loader processes; None: one per core, at most 8
@@ -92,4 +96,4 @@ class DefaultConfig(Options):
 
     # Results
     checkpoint_root: str = "checkpoints"  # each run makes its own folder in here
-    result_file: str = "result.csv"  # written by test: id,label with label = P(last class)
+    result_file: str = "result.csv"  # written by test: the probabilities of each picture

@@ -20,6 +20,7 @@ if __name__ == "__main__":  # ends the program for wrong usage and help, before 
     sys.argv[1:] = check_usage(DefaultConfig, COMMANDS, sys.argv[1:])
 
 import fire
+import torch
 from fire.decorators import SetParseFn
 from torch import nn
 from torch.utils.data import Subset
@@ -124,18 +125,22 @@ def val(**options) -> dict:
 
 
 def test(**options) -> Path:
-    """Write `id,label` for unlabelled pictures, label = P(last class); return the file."""
+    """Write the probabilities of unlabelled pictures; return the file.
+
+    For two classes, the columns are id and label, which is the probability of the second class; for
+    more of them, id and a column for each class.
+    """
     opt, model, loader, amp = open_checkpoint(options, "test")
     Path(opt.result_file).parent.mkdir(parents=True, exist_ok=True)  # before the work
     with loader:
         batches = loader.epoch(title="test")
-        logits, ids = engine.evaluate(model, batches, amp, opt.mirror, opt.debug_file)
-    probability = dict(zip(ids.tolist(), logits.softmax(dim=1)[:, -1].tolist(), strict=True))
-    unknown = 1 / loader.dataset.num_classes  # for a picture that could not be read
-    all_ids = [int(number) for number in loader.dataset.ids]
-    rows = [{"id": number, "label": probability.get(number, unknown)} for number in all_ids]
-    files.write_csv(opt.result_file, rows)
-    print(*loader.new_failures(), f"{len(rows):,} rows are in {opt.result_file}", sep="\n")
+        logits, indices = engine.evaluate(model, batches, amp, opt.mirror, opt.debug_file)
+    ids, classes = loader.dataset.ids, loader.dataset.classes
+    # A picture that cannot be read has the same probability for each class.
+    probabilities = torch.full((len(ids), len(classes)), 1 / len(classes))
+    probabilities[indices] = logits.softmax(dim=1)
+    files.write_csv(opt.result_file, metrics.result_rows(ids, probabilities, classes))
+    print(*loader.new_failures(), f"{len(ids):,} rows are in {opt.result_file}", sep="\n")
     return Path(opt.result_file)
 
 
@@ -147,6 +152,11 @@ def help(command: str = "") -> None:
 # Each of the other commands is a file in utils/commands/. To remove one, delete it and its line.
 prepare = commands.get("prepare")
 check = commands.get("check", train)
+
+
+# What val and test take from a checkpoint, if it is not given to them.
+REMEMBERED = {"model", "dataset", "image_size", "mirror"}
+REMEMBERED |= {"train_data_root", "layout", "val_share", "fold"}
 
 
 def open_checkpoint(
@@ -165,8 +175,7 @@ def open_checkpoint(
     path = checkpoint.locate(path)
     contents = checkpoint.read(path)
     saved = contents if "classes" in contents else {}  # a bare state dict has weights only
-    remembered = ("model", "dataset", "image_size", "mirror", "train_data_root")
-    known = {name: x for name, x in saved.get("options", {}).items() if name in remembered}
+    known = {name: x for name, x in saved.get("options", {}).items() if name in REMEMBERED}
     opt = DefaultConfig(**{**known, **options, "load_model_path": path})
     print(f"checkpoint {path}")
     device, amp = set_up_device(opt.use_gpu, opt.precision, opt.deterministic)

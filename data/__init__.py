@@ -1,8 +1,9 @@
 """The data sets that --dataset can name, and the loaders that make batches of them.
 
-A new data set takes two places: a class in a file of this folder, and one import line below.
-Pictures named like `rose.12.jpg` need `class Flowers(DogCat): classes = ("rose", "tulip")`.
-Any other data set is a class like this:
+Pictures in folders, or in a list, need no code: Pictures in data/pictures.py says how they may lie.
+Those named like `rose.12.jpg` need `class Flowers(Pictures): classes = ("rose", "tulip")`.
+A class takes two places: a file of this folder, and one import line below. Any other data set is
+a class like this:
 
     class Flowers(ImageDataset):
         classes = ("rose", "tulip")  # the names of the K classes
@@ -10,7 +11,7 @@ Any other data set is a class like this:
         def __init__(self, root, mode, image_size, crop_scale):
             super().__init__(mode, image_size, crop_scale)
             self.labels = ...  # mode "train", "val": the class of each sample, 0 … K - 1
-            self.ids = ...  # mode "test", which has no labels: a number for each sample
+            self.ids = ...  # mode "test", which has no labels: a number or name for each sample
 
         def read(self, index):
             return picture  # uint8 (3, H, W), of any size, for example by read_image(path)
@@ -18,6 +19,7 @@ Any other data set is a class like this:
 ImageDataset decodes a picture once, keeps it (--cache), reduces it to what training needs, crops
 and flips it at random in mode "train", and cuts out the middle in the others. Other augmentation:
 give its `__init__` `transforms`, any function of a picture, for example of torchvision's v2.
+An option of config.py that is a parameter of `__init__` arrives there, whatever its name is.
 For full control write `__getitem__(index)` instead of `read`: it returns a uint8 image
 (3, image_size, image_size) and its label, in mode "test" its id. Random numbers come from torch,
 random or numpy.random, which are seeded for each sample.
@@ -38,3 +40,4 @@ from data.read_image import UnreadableImage, read_image
 
 # What follows the dots is what --dataset takes.
 from .dogcat import DogCat
+from .pictures import Pictures

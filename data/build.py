@@ -1,5 +1,6 @@
 """Open the data set that the options ask for, and make its batches."""
 
+import inspect
 import math
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -11,7 +12,7 @@ import torch
 
 import data
 from utils.checkpoint import CheckpointError
-from utils.options import UsageError, find_class
+from utils.options import UsageError, find_class, flag
 from utils.seed import seed_of
 
 from .cache import PictureFile, free_memory
@@ -23,7 +24,13 @@ def open_split(opt: Any, mode: str) -> ImageDataset:
     """Return the data set of the options in mode "train", "val" or "test"."""
     dataset_class = find_class(data, opt.dataset)
     root = opt.test_data_root if mode == "test" else opt.train_data_root
-    return dataset_class(root, mode=mode, image_size=opt.image_size, crop_scale=opt.crop_scale)
+    # A class gets the options that its __init__ has as parameters.
+    wanted = inspect.signature(dataset_class).parameters
+    options = {name: value for name, value in vars(opt).items() if name in wanted}
+    for name in ("layout", "val_share", "fold"):
+        if name in getattr(opt, "given", ()) and name not in wanted:
+            raise UsageError(f"{opt.dataset} has no parameter `{name}`: leave out {flag(name)}")
+    return dataset_class(root, mode=mode, **options)
 
 
 def build_loader(
@@ -41,6 +48,8 @@ def build_loader(
     """
     dataset = open_split(opt, mode)
     log(f"{mode}: {dataset.describe()}")
+    if saved and mode == "test":
+        dataset.classes = saved["classes"]  # pictures without labels do not tell them
     if saved:
         compare(dataset, opt, mode, log=log, saved=saved)
         dataset.mean, dataset.std = saved["mean"], saved["std"]

@@ -3,7 +3,7 @@
 import hashlib
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Literal
@@ -23,7 +23,7 @@ class ImageDataset(Dataset):
     """What a data set needs besides `classes`, `labels` and `read`: see data/__init__.py."""
 
     mean, std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's, of values in 0 … 1
-    ids: Sequence[int] | None = None  # in mode "test"
+    ids: Sequence[int] | Sequence[str] | None = None  # in mode "test"
     fingerprint = ""
     kept: PictureFile | None = None  # pictures that are decoded already
 
@@ -45,13 +45,12 @@ class ImageDataset(Dataset):
     def __len__(self) -> int:
         return len(self.labels if self.ids is None else self.ids)
 
-    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+    def __getitem__(self, index: int) -> tuple[Tensor, int | str]:
         """Return (image, label) of a sample; in mode "test" (image, id)."""
-        return self.transforms(self.picture(index).clone()), self.number(index)
-
-    def number(self, index: int) -> int:
-        """Return the label of a sample, in mode "test" its id."""
-        return int((self.labels if self.ids is None else self.ids)[index])
+        image = self.transforms(self.picture(index).clone())
+        if self.ids is None:
+            return image, int(self.labels[index])
+        return image, np.asarray(self.ids[index]).item()
 
     def picture(self, index: int) -> Tensor:
         """Return a picture before the transforms, reduced if it is much larger than `side`.
@@ -84,14 +83,23 @@ class ImageDataset(Dataset):
 
     def describe(self) -> str:
         """Return how many pictures there are, in all and of each class."""
-        counts = zip(self.class_counts, self.classes, strict=True) if self.ids is None else ()
-        parts = ", ".join(f"{count:,} {name}" for count, name in counts)
-        return f"{len(self):,} pictures" + f" ({parts})" * bool(parts)
+        if self.ids is not None:
+            return f"{len(self):,} pictures"
+        counts = self.class_counts
+        parts = [f"{count:,} {name}" for count, name in zip(counts, self.classes, strict=True)]
+        if len(counts) > 12:
+            parts = [f"{len(counts)} classes of {min(counts):,} to {max(counts):,}"]
+        return f"{len(self):,} pictures ({', '.join(parts)})"
 
 
-def fingerprint(folder: Path, names: Sequence[str]) -> str:
-    """Return a hash of all file names, and of the size and the first 256 KiB of 64 files."""
+def fingerprint(folder: Path, names: Sequence[str], facts: Iterable[str] = ()) -> str:
+    """Return a hash of all file names, of the facts, and of a part of the contents.
+
+    The part is the size and the first 256 KiB of 64 files.
+    """
     digest = hashlib.sha256(b"\0".join(map(os.fsencode, names)))
+    for fact in facts:
+        digest.update(b"\0" + fact.encode())
     for name in names[:: math.ceil(len(names) / 64) or 1]:
         with suppress(OSError), open(folder / name, "rb") as file:
             digest.update(b"%d:" % os.fstat(file.fileno()).st_size + file.read(1 << 18))

@@ -182,17 +182,22 @@ class Samples(Dataset):
         return torch.stack(images).permute(0, 3, 1, 2), labels
 
     def sample(self, epoch: int, index: int) -> tuple[Tensor, int]:
-        """Return (image, label) of a sample, augmented by (seed, epoch, index)."""
+        """Return (image, label) of a sample, augmented by (seed, epoch, index).
+
+        In mode "test" the index takes the place of the label, for an id may be a text.
+        """
+        is_test = getattr(self.dataset, "ids", None) is not None
         if not self.transforms:
             with seeded(self.seed, "augment", epoch, index):
-                return self.dataset[index]
+                image, label = self.dataset[index]
+            return image, index if is_test else label
         if epoch != self.epoch:
             generator = np.random.default_rng(seed_of(self.seed, "augment", epoch))
             shape = len(self), self.transforms.count
             self.epoch, self.numbers = epoch, generator.random(shape, dtype=np.float32)
         picture = self.dataset.picture(index)
         image = self.transforms(picture, self.numbers[index].tolist())
-        return image, self.dataset.number(index)
+        return image, index if is_test else int(self.dataset.labels[index])
 
     def are_in_memory(self) -> bool:
         """Tell whether all pictures that can be read are in memory, and only need our crops."""

@@ -98,7 +98,8 @@ def test_the_label_belongs_to_the_picture(pictures):
 
 def test_counts_and_folder_are_told_in_one_line(pictures):
     line = DogCat(pictures / "train", mode="val").describe()
-    assert line == f"18 pictures (9 cat, 9 dog) in {pictures / 'train'}"
+    layout = "layout flat (the class in each name)"
+    assert line == f"18 pictures (9 cat, 9 dog) in {pictures / 'train'}, {layout}"
     line = DogCat(pictures / "test1", mode="test").describe()
     assert line == f"6 pictures in {pictures / 'test1'}"
 
@@ -275,15 +276,31 @@ def test_a_new_picture_moves_no_more_than_one_other(twenty):
 
 
 def test_in_test_mode_the_label_is_the_id_in_numeric_order(tmp_path):
-    root = fill(tmp_path / "test1", "10.jpg", "2.jpg", "1.jpg", "01.jpg", "100.JPG", "cat.3.jpg")
+    root = fill(tmp_path / "test1", "10.jpg", "2.jpg", "1.jpg", "100.JPG", "1.png")
     dataset = DogCat(root, mode="test", image_size=64)
     assert dataset.ids.tolist() == [1, 2, 10, 100]
     assert not hasattr(dataset, "labels")
-    assert names_of(dataset) == ["01.jpg", "2.jpg", "10.jpg", "100.JPG"]
-    assert [dataset[index][1] for index in range(4)] == [1, 2, 10, 100]
+    assert names_of(dataset) == ["1.jpg", "2.jpg", "10.jpg", "100.JPG"]
+    samples = [dataset[index][1] for index in range(4)]
+    assert samples == [1, 2, 10, 100] and all(type(number) is int for number in samples)
+    assert dataset.rejected == {"1.png": "another picture has the same name"}
+
+
+def test_pictures_to_classify_may_have_any_names(tmp_path):
+    root = fill(tmp_path / "test1", "10.jpg", "2.jpg", "01.jpg", "1.jpg", "cat.3.jpg", "Ähre 7.jpg")
+    dataset = DogCat(root, mode="test", image_size=64)
+    assert dataset.ids.tolist() == ["01", "1", "2", "10", "cat.3", "Ähre 7"]
+    assert [dataset[index][1] for index in (3, 5)] == ["10", "Ähre 7"] and not dataset.rejected
+    fill(root / "deeper", "2.jpg")
+    ids = DogCat(root, mode="test").ids.tolist()
+    assert ids == ["01", "1", "2", "10", "cat.3", "deeper/2", "Ähre 7"]
+    (root / "notes.txt").write_text("no picture")
+    (root / "loop").symlink_to(root)
+    dataset = DogCat(root, mode="test")
+    assert dataset.ids.tolist() == ids
     assert dataset.rejected == {
-        "1.jpg": "another picture has the same number",
-        "cat.3.jpg": "its name is not like 12.jpg",
+        "notes.txt": "its name does not end in .jpg, .jpeg, .png, .bmp, .webp, .gif",
+        "loop": "this folder is listed already, by another name",
     }
 
 
@@ -295,17 +312,25 @@ def test_a_folder_without_pictures_is_refused_in_one_line(tmp_path, mode):
     assert str(tmp_path) in message and "nothing in it" in message and "\n" not in message
 
 
-def test_a_folder_one_level_too_high_is_refused_with_what_is_inside(pictures):
+def test_a_folder_one_level_too_high_is_understood(pictures):
+    assert DogCat(pictures, mode="test").ids.tolist() == [1, 2, 3, 4, 5, 6]
+    for mode in ("train", "val"):
+        one, other = DogCat(pictures, mode=mode), DogCat(pictures / "train", mode=mode)
+        assert one.class_counts == other.class_counts and one.layout == "splits"
+
+
+def test_a_folder_without_a_picture_is_refused_with_what_is_inside(pictures, tmp_path):
+    (tmp_path / "notes.txt").write_text("no picture")
+    for name in ("b", "a"):
+        (tmp_path / name).mkdir()
     with pytest.raises(FileNotFoundError) as caught:
-        DogCat(pictures, mode="train")
-    message = str(caught.value)
-    assert re.search(r"cat\.12\.jpg or dog\.12\.jpg", message)
-    assert "folders test1, train" in message and "\n" not in message
-
-
-def test_the_training_folder_given_as_test_folder_is_refused(pictures):
-    with pytest.raises(FileNotFoundError, match=r"named like 12\.jpg for test; it has 60 other"):
-        DogCat(pictures / "train", mode="test")
+        DogCat(tmp_path, mode="train")
+    words = "has no picture for train; it has 3 other files, among them the folders a, b"
+    assert str(caught.value) == f"{tmp_path} {words}"
+    with pytest.raises(FileNotFoundError) as caught:
+        DogCat(pictures / "test1", mode="val")
+    words = "has no picture named like cat.12.jpg or dog.12.jpg for val; it has 6 other files"
+    assert str(caught.value) == f"{pictures / 'test1'} {words}"
 
 
 # Odd pictures, made up here.
@@ -618,7 +643,8 @@ def test_the_least_data_set_of_ones_own_trains_validates_and_tests(flowers, pict
     expected = (labels[:, None] / 255 - torch.tensor(train.mean)) / torch.tensor(train.std)
     assert torch.allclose(images.mean(dim=(2, 3)), expected, atol=1e-5)
     ((_, _, ids),) = loaders["test"].epoch()
-    assert ids.tolist() == loaders["test"].dataset.ids == [70, 8]
+    assert ids.tolist() == [0, 1]  # the indices: an id may be a text
+    assert loaders["test"].dataset[1][1] == loaders["test"].dataset.ids[1] == 8
 
 
 @pytest.mark.parametrize("given", [(0, 2, 2), np.array([0, 2, 2]), torch.tensor([0, 2, 2])])
@@ -714,9 +740,11 @@ def test_the_loader_of_a_checkpoint_normalises_as_in_its_training(pictures):
 
 def test_other_classes_than_those_of_the_checkpoint_are_refused(pictures):
     saved = checkpoint_of(DogCat(pictures / "train"), classes=["dog", "cat"])
-    for mode, source in (("train", "the run"), ("val", "somewhere/best.pth"), ("test", "somewher")):
+    for mode, source in (("train", "the run"), ("val", "somewhere/best.pth")):
         with pytest.raises(CheckpointError, match=rf"^{source}.* \['dog', 'cat'\], DogCat has"):
             build_loader(options(pictures), mode, saved=saved)
+    test = build_loader(options(pictures), "test", saved=saved).dataset
+    assert test.classes == ["dog", "cat"]  # pictures without labels do not tell their classes
 
 
 def test_other_pictures_under_the_same_names_are_noticed(pictures, tmp_path):

@@ -157,6 +157,17 @@ def as_text(summary: dict[str, Any], classes: Sequence[str], width: int = 120) -
     return "\n".join([*lines, "", *table])
 
 
+def result_rows(
+    ids: Sequence[Any], probabilities: Tensor, classes: Sequence[str]
+) -> list[dict[str, Any]]:
+    """Return the rows of result.csv: id and probabilities (M, K), of two classes the second one."""
+    columns = [f"class {name}" if name == "id" else name for name in classes]
+    if len(classes) == 2:
+        columns, probabilities = ["label"], probabilities[:, 1:]
+    rows = zip(ids, probabilities.tolist(), strict=True)
+    return [{"id": number} | dict(zip(columns, row, strict=True)) for number, row in rows]
+
+
 def aligned(rows: list[list[Any]], left: tuple[int, ...]) -> list[str]:
     """Return the rows as lines with columns; those numbered in `left` are words, others numbers."""
     columns = []

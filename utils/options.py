@@ -36,7 +36,7 @@ SYNONYMS = """
     load_model_path: checkpoint ckpt weights pretrained_path; best_metric: metric monitor
     checkpoint_root: output_dir out_dir save_dir log_dir logdir; result_file: output csv submission
     print_freq: log_interval log_every; seed: random_state manual_seed; mirror: tta
-    cache: on_device
+    cache: on_device; val_share: val_split valid_size validation_split test_size; fold: kfold
 """
 
 
@@ -53,6 +53,17 @@ class Limits(NamedTuple):
     low: float = -math.inf
     high: float = math.inf
 
+    def contain(self, value: Any) -> bool:
+        return isinstance(value, str) or self.low <= value <= self.high
+
+
+class FoldLimits(Limits):
+    """Takes texts like 2/5, the second of five."""
+
+    def contain(self, value: str) -> bool:
+        number, slash, count = value.partition("/")
+        return bool(slash) and 1 <= int(number) <= int(count) > 1
+
 
 PositiveFloat = Annotated[float, Limits("a number above 0", low=math.ulp(0.0))]
 PositiveInt = Annotated[int, Limits("a whole number from 1 up", low=1)]
@@ -61,6 +72,7 @@ Fraction = Annotated[float, Limits("a number from 0 to 1", low=0, high=1)]
 NotNegative = Annotated[float, Limits("a number from 0 up", low=0)]
 ImageSize = Annotated[int, Limits("a whole number from 64 to 1024", low=64, high=1024)]
 InputPath = Annotated[str, Limits("an existing path")]
+Fold = Annotated[str, FoldLimits("a fold and how many there are, like 2/5")]
 
 UNIONS = (Union, UnionType)
 TRUE, FALSE = {"true", "yes", "on", "1"}, {"false", "no", "off", "0"}
@@ -91,7 +103,7 @@ def coerce(hint: Any, value: Any) -> Any:
     elif get_origin(hint) is Annotated:
         plain_type, limits = get_args(hint)
         value = coerce(plain_type, value)
-        if plain_type is str or limits.low <= value <= limits.high:
+        if limits.contain(value):
             return value
     elif hint is NoneType:
         if value is None or text.lower() in ("none", "null"):

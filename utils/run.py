@@ -154,8 +154,9 @@ class Run:
         """
         summary, path = metrics.summarize(logits, labels), self.folder / "report.html"
         with self.disk(path):
+            where = f"on {self.opt.train_data_root}, weights of epoch {self.best_epoch}"
             page = report.render(
-                title=f"{self.opt.model} on {self.opt.dataset}, weights of epoch {self.best_epoch}",
+                title=f"{self.opt.model} {where}",
                 options=self.opt.result_options(),
                 history=history,
                 summary=summary,

@@ -1,6 +1,7 @@
 """Is the data sound? Each check takes a DataCase and looks at a few hundred samples."""
 
 import hashlib
+import inspect
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable
 from contextlib import suppress
@@ -116,6 +117,8 @@ def few_samples_of(dataset_class: type[Dataset], size: int = 24) -> type[Dataset
     """Return a class of data sets that has only `size` samples of each split, of all classes."""
 
     class FewSamples(Subset):
+        __signature__ = inspect.signature(dataset_class)  # data.build_loader asks for it
+
         def __init__(self, root: str, mode: str, **options: Any) -> None:
             whole = dataset_class(root, mode=mode, **options)
             rows = one_class_after_another(torch.as_tensor(np.asarray(whole.labels)), size)
@@ -414,7 +417,10 @@ def test_folder_is_complete(case: DataCase) -> str:
     test = case.open_test()
     NotChecked.when(test is None, "there is no test folder")
     NotChecked.when(getattr(test, "ids", None) is None, "the data set has no `ids`")
-    ids = sorted(int(number) for number in test.ids)
+    try:
+        ids = sorted(int(number) for number in test.ids)
+    except ValueError:
+        return f"{len(test.ids):,} pictures, whose names are no numbers"
     in_a_row = ids[-1] < 2 * len(ids)  # numbered from 1 on
     missing = sorted({*range(1, ids[-1] + 1)} - {*ids}) if in_a_row else []
     seen = f"{len(ids):,} pictures up to number {ids[-1]:,}"
