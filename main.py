@@ -152,6 +152,7 @@ def help(command: str = "") -> None:
 # Each of the other commands is a file in utils/commands/. To remove one, delete it and its line.
 prepare = commands.get("prepare")
 check = commands.get("check", train)
+split = commands.get("split")
 
 
 # What val and test take from a checkpoint, if it is not given to them.

@@ -84,7 +84,7 @@ def list_unlabelled(root: Path) -> tuple[Listing, list[int] | list[str]]:
     for path in paths:
         name = printable(os.path.splitext(os.path.basename(path) if one_folder else path)[0])
         if path_of.setdefault(name, path) != path:
-            left_out[printable(path)] = "another picture has the same name"
+            left_out[path] = "another picture has the same name"
     ids = sorted_names(path_of)
     pictures = [Picture(path_of[name]) for name in ids]
     are_numbers = all(is_number(name) and str(int(name)) == name for name in ids)
@@ -115,9 +115,9 @@ def list_flat(
         path = join(start, entry.name)
         match = pattern.fullmatch(folded(entry.name))
         if not match:
-            left_out[printable(path)] = f"its name is not like {flat_example(classes)}"
+            left_out[path] = f"its name is not like {flat_example(classes)}"
         elif not is_file(entry):
-            left_out[printable(path)] = "it is not a file"
+            left_out[path] = "it is not a file"
         else:
             found.append((label_of[match[1]], int(match[2]), path))
     return classes, [Picture(path, classes[label]) for label, _, path in sorted(found)]
@@ -151,7 +151,7 @@ def list_class_folders(
             pictures += [Picture(file, name) for file in files_below(root, left_out, path, seen)]
         if len(pictures) == before:
             reason = "there is no picture in it" if entry in folders else "it is in no class folder"
-            left_out.setdefault(printable(path), reason)
+            left_out.setdefault(path, reason)
     return classes_of(pictures), pictures
 
 
@@ -176,7 +176,7 @@ def list_splits(
         if picture.label in classes:
             pictures.append(picture._replace(split="val"))
         else:
-            left_out[printable(picture.path)] = f"train has no class {picture.label}"
+            left_out[picture.path] = f"train has no class {picture.label}"
     return classes, pictures
 
 
@@ -207,9 +207,9 @@ def read_list(path: Path, left_out: dict[str, str], labelled: bool = True) -> li
             labels = f"{old.label} and {label}"
             raise ListError(f"{path}, line {number}: {name} has two labels, {labels}")
         if not os.path.isfile(path.parent / name):
-            left_out[printable(name)] = "there is no such file"
+            left_out[name] = "there is no such file"
         elif labelled and not label and split != "test":
-            left_out[printable(name)] = f"it has no label in line {number} of the list"
+            left_out[name] = f"it has no label in line {number} of the list"
     for name in left_out:
         pictures.pop(name, None)
     splits = {picture.split for picture in pictures.values()}
@@ -252,7 +252,7 @@ def files_below(
     seen = set() if seen is None else seen
     status = os.stat(root / start)
     if (status.st_dev, status.st_ino) in seen:
-        left_out[printable(start)] = "this folder is listed already, by another name"
+        left_out[start] = "this folder is listed already, by another name"
         return
     seen.add((status.st_dev, status.st_ino))
     for entry in sorted_entries(root / start):
@@ -260,11 +260,11 @@ def files_below(
         if not entry.is_file(follow_symlinks=False) and os.path.isdir(entry.path):
             yield from files_below(root, left_out, path, seen)
         elif not entry.name.lower().endswith(SUFFIXES):
-            left_out[printable(path)] = f"its name does not end in {', '.join(SUFFIXES)}"
+            left_out[path] = f"its name does not end in {', '.join(SUFFIXES)}"
         elif is_file(entry):
             yield path
         else:
-            left_out[printable(path)] = "it is not a file"
+            left_out[path] = "it is not a file"
 
 
 def join(folder: str, name: str) -> str:

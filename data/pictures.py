@@ -64,7 +64,7 @@ class Pictures(ImageDataset):
             verify = mode == "train"  # once is enough
             splits, self.split_file = splits_of(self.root, pictures, val_share, fold, verify)
             chosen = [p for p, split in zip(pictures, splits, strict=True) if split == mode]
-        self.rejected = listing.left_out  # path: why
+        self.rejected = {printable(path): why for path, why in listing.left_out.items()}
         if not chosen:
             raise FileNotFoundError(self._nothing_found(len(pictures)))
         # Arrays, not lists: a million Python objects would be copied into every worker.

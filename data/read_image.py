@@ -9,7 +9,7 @@ import numpy as np
 import PIL
 import simplejpeg
 import torch
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from .transforms import resize
@@ -41,6 +41,10 @@ def read_image(path: str | Path, side: int | None = None) -> Tensor:
         if pixels is None:
             pixels = decode_any(path, side)
         return torch.from_numpy(pixels).permute(2, 0, 1)
+    except UnidentifiedImageError as error:
+        raise UnreadableImage(
+            f"{printable(path)} is left out: no picture of a known kind"
+        ) from error
     except Exception as error:  # decoders of damaged files raise exceptions of any type
         reason = " ".join(str(error).split()) or type(error).__name__
         raise UnreadableImage(f"{printable(path)} is left out: {reason}") from error

@@ -273,7 +273,7 @@ def test_two_processes_do_not_share_a_run(straight):
     )
     try:
         assert other.stdout.readline() == "locked\n"
-        with pytest.raises(OSError, match="another process is training in"):
+        with pytest.raises(OSError, match="another process is at work in"):
             main.train(resume=str(straight), max_epoch=3)
     finally:
         other.kill()

@@ -416,7 +416,7 @@ def test_only_a_lock_of_another_process_stops_a_run(
         train(pictures, tmp_path, max_epoch=1)
         assert "cannot be locked (No locks available)" in capsys.readouterr().out
     else:
-        with pytest.raises(OSError, match="another process is training in"):
+        with pytest.raises(OSError, match="another process is at work in"):
             train(pictures, tmp_path, max_epoch=1)
 
 

@@ -43,7 +43,7 @@ def newest_run(root: str | Path) -> Path | None:
 
 
 def lock(folder: Path, log: Callable[[str], None]) -> TextIO:
-    """Reserve a run's folder for this process until it ends or closes the file returned.
+    """Reserve a folder for this process until it ends or closes the file returned.
 
     Raises OSError if another process has it. A file system without locks costs a line in the log.
     """
@@ -53,7 +53,7 @@ def lock(folder: Path, log: Callable[[str], None]) -> TextIO:
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
         if error.errno in (errno.EACCES, errno.EAGAIN):
-            raise OSError(f"another process is training in {folder}: wait until it ends") from None
+            raise OSError(f"another process is at work in {folder}: wait until it ends") from None
         log(f"{folder} cannot be locked ({error.strerror}): do not start a second run in it")
     return file
 

@@ -1,17 +1,27 @@
-"""Get a data set and lay it out as train and test expect it."""
+"""Get a data set, sort out what cannot be used, and write which picture is train, val or test."""
 
 import os
 import random
-import tempfile
+import shutil
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import parent_process
+from contextlib import suppress
 from pathlib import Path
-from threading import Thread
-from typing import Literal
+from typing import Annotated
 
 from config import DefaultConfig
-from utils.options import PositiveInt
+from utils.options import Limits, PositiveInt
+
+NAMES = ("demo", "oxford-pets", "microsoft", "kaggle")
+
+
+class SourceLimits(Limits):
+    """Takes a name, a path that exists, or an address."""
+
+    def contain(self, value: str) -> bool:
+        return value in NAMES or "://" in value or os.path.exists(value)
+
+
+Source = Annotated[str, SourceLimits(f"{', '.join(NAMES)}, a folder, an archive or an address")]
 
 
 class Options(DefaultConfig):
@@ -19,85 +29,156 @@ class Options(DefaultConfig):
 
     required_path = None
 
-    source: Literal["demo"] = "demo"  # demo: draws cats and dogs
+    source: Source = "demo"  # demo: draws cats and dogs; oxford-pets: 7,390 photos, no account
     prepare_root: str | None = None  # folder to lay the set out in; None: data/<source>
     count: PositiveInt = 2000  # training pictures to draw (demo); a tenth more for test
+    breeds: bool = False  # oxford-pets: the 37 breeds are the classes, not cat and dog
 
 
-KINDS = ("cat", "dog")  # the index is the label
+KINDS = ("cat", "dog")  # of the drawn pictures; the index is the label
 TEST_SEEDS = 10**6  # training pictures use the seeds below, test pictures those from here on
 
 
 def run(opt: Options) -> Path:
     """Lay the data set out, tell what to type next, and return its folder.
 
-    Raises FileExistsError if the folder holds files. A run that fails or is stopped by a signal
-    leaves no folder and no process.
+    Raises FileExistsError if the folder holds files. Until all is done, the folder has another
+    name; after a failure or a signal, the same command goes on in it.
     """
+    from utils import files, run_folder
     from utils.signals import StopRequest
 
-    root = Path(opt.prepare_root or f"data/{opt.source}")
+    name = opt.source if opt.source in NAMES else Path(opt.source).name.partition(".")[0]
+    root = Path(opt.prepare_root or f"data/{name}")
     target = root.resolve()
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise FileExistsError(f"{target} already exists: delete it or name another folder")
-    target.parent.mkdir(parents=True, exist_ok=True)
-    hidden = {"prefix": f".{target.name}-", "dir": target.parent}
-    with StopRequest() as stop, tempfile.TemporaryDirectory(**hidden) as folder:
-        build = Path(folder) / target.name  # a whole folder: renaming it is all or nothing
-        jobs = lay_out(build, opt.count, opt.seed)
-        draw_all(jobs, f"drawing into {root}", after_each=stop.raise_if_received)
-        if target.exists():
-            target.rmdir()  # it is empty, and Windows cannot rename to a name that exists
-        build.rename(target)
+    work = target.with_name(f".{target.name}.partial")
+    asked = {name: getattr(opt, name) for name in ("source", "count", "breeds", "seed", "dataset")}
+    if work.exists() and not was_asked(work, asked):
+        shutil.rmtree(work)  # of a command with other options
+    work.mkdir(parents=True, exist_ok=True)
+    lock = run_folder.lock(work, print)
+    files.write_json(work / "options.json", asked)
+    with lock, StopRequest(advice="; the same command goes on") as stop:
+        if opt.source == "demo":
+            draw_all(work, opt.count, opt.seed, stop.raise_if_received)
+        else:
+            sort_out(work, opt, stop.raise_if_received)
+    for file in (".lock", "options.json"):
+        (work / file).unlink()
+    if target.exists():
+        target.rmdir()  # it is empty, and Windows cannot rename to a name that exists
+    work.rename(target)
     print(f"{root} is ready; next: python main.py train --train-data-root={root / 'train'}")
     return root
 
 
-def lay_out(root: Path, count: int, seed: int) -> list[tuple[Path, str, int]]:
-    """Make Kaggle's folders and test1_labels.csv; return a file, kind and seed for each picture."""
-    for name in ("train", "test1"):
-        (root / name).mkdir(parents=True)
+def was_asked(work: Path, asked: dict) -> bool:
+    """Return whether the folder of an unfinished command belongs to these options."""
+    import json
+
+    try:
+        return json.loads((work / "options.json").read_text(encoding="utf-8")) == asked
+    except (OSError, ValueError):
+        return False
+
+
+def draw_all(work: Path, count: int, seed: int, after_each: Callable[[], object]) -> None:
+    """Draw the demo's pictures, in Kaggle's layout, and write test1_labels.csv."""
+    from utils.preparation.look import run_all
+
     first = 2 * TEST_SEEDS * seed
     jobs = [
-        (root / "train" / f"{KINDS[n % 2]}.{n // 2}.jpg", KINDS[n % 2], first + n // 2)
+        (work / "train" / f"{KINDS[n % 2]}.{n // 2}.jpg", KINDS[n % 2], first + n // 2)
         for n in range(count)
     ]
     rng, rows = random.Random(seed), ["id,label\n"]
     for n in range(1, count // 10 + 1):
         label = rng.randrange(2)
         rows.append(f"{n},{label}\n")
-        jobs.append((root / "test1" / f"{n}.jpg", KINDS[label], first + TEST_SEEDS + n))
-    (root / "test1_labels.csv").write_text("".join(rows))
-    return jobs
+        jobs.append((work / "test1" / f"{n}.jpg", KINDS[label], first + TEST_SEEDS + n))
+    for folder in ("train", "test1"):
+        (work / folder).mkdir(exist_ok=True)
+    (work / "test1_labels.csv").write_text("".join(rows))
+    for _ in run_all(draw_one, jobs, "drawing", after_each):
+        pass
 
 
-def draw_all(jobs: list[tuple[Path, str, int]], title: str, after_each: Callable) -> None:
-    """Draw the pictures, one process a core. All processes have ended when this returns or raises.
-
-    Not with multiprocessing.Pool: it waits forever for the result of a worker that was killed.
-    """
-    from tqdm import tqdm
-
-    pool = ProcessPoolExecutor(initializer=start_worker)
-    try:
-        for _ in tqdm(pool.map(save, jobs, chunksize=4), title, len(jobs), disable=None):
-            after_each()
-    finally:
-        pool.shutdown(cancel_futures=True)  # waits for the pictures that are being drawn
-
-
-def start_worker() -> None:
-    """Leave signals to the main process, and end when it has been killed."""
-    from utils.signals import ignore_signals
-
-    ignore_signals()  # a terminal sends Ctrl-C to its whole group
-    parent = parent_process()
-    Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
-
-
-def save(job: tuple[Path, str, int]) -> None:
-    """Draw one picture into its JPEG file."""
+def draw_one(job: tuple[Path, str, int]) -> None:
+    """Draw one picture into its JPEG file, unless it is there."""
     from utils.drawing import draw
 
     path, kind, seed = job
-    draw(kind, seed).save(path, quality=90)
+    if not path.exists():
+        unfinished = path.with_suffix(".unfinished")
+        draw(kind, seed).save(unfinished, "jpeg", quality=90)
+        unfinished.replace(path)
+
+
+def sort_out(work: Path, opt: Options, after_each: Callable[[], object]) -> None:
+    """Lay out the pictures of a source: train/, test1/, rejected/ with reasons.csv, split.csv."""
+    import data
+    from data.read_image import printable
+    from utils import files
+    from utils.options import find_class
+    from utils.preparation import sources
+    from utils.preparation.inspection import inspect
+
+    flat_classes = find_class(data, opt.dataset).classes
+    folder = sources.fetch(opt.source, Path("data/downloads"), work)
+    if opt.source == "oxford-pets":
+        found, left_out = sources.plan_pets(folder, opt.breeds)
+    else:
+        found, left_out = sources.plan(folder, flat_classes)
+    if not found:
+        raise sources.SourceError(f"{opt.source} has no picture")
+    rejected = work / "rejected"
+    reasons = {os.path.relpath(path, folder): reason for path, reason in left_out.items()}
+    link = folder.is_relative_to(work)  # was unpacked here, and is deleted at the end
+    for path in reasons:
+        take(folder / path, rejected / path, link)
+    for path, source in found.items():
+        take(source, work / path, link)
+        after_each()
+    inspection = inspect(
+        root=work if (work / "val").exists() else work / "train",
+        folder=work,
+        layout="auto",
+        flat_classes=flat_classes,
+        test_root=work / "test1" if (work / "test1").exists() else None,
+        memory=work / "seen.sqlite",
+        after_each=after_each,
+    )
+    bad = inspection.contradictions() | inspection.unreadable()
+    for number, reason in bad.items():
+        picture = inspection.pictures[number]
+        reasons[picture.path] = reason
+        if picture.label:  # an answer is expected for each picture of test1
+            path = rejected / picture.path
+            path.parent.mkdir(parents=True, exist_ok=True)
+            (work / picture.path).replace(path)
+    inspection = inspection.without(bad)
+    inspection.write_page(opt.val_share)
+    print(inspection.write(opt.val_share))
+    rows = [{"path": printable(path), "reason": reason} for path, reason in reasons.items()]
+    if rows:
+        files.write_csv(rejected / "reasons.csv", rows)
+    print(f"{len(rows):,} files are rejected" + ", see rejected/reasons.csv" * bool(rows))
+    print(*(f"  {row['path']}: {row['reason']}" for row in rows[:20]), sep="\n")
+    (work / "seen.sqlite").unlink()
+    shutil.rmtree(work / "unpacked", ignore_errors=True)
+
+
+def take(source: Path, path: Path, link: bool) -> None:
+    """Copy a file of the source to `path`, unless it is there. link: it may share the contents."""
+    if path.exists() or not source.is_file():
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if link:
+        with suppress(OSError):  # some file systems have no links
+            os.link(source, path)
+            return
+    unfinished = path.with_name(".unfinished")
+    shutil.copyfile(source, unfinished)
+    unfinished.replace(path)

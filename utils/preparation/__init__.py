@@ -1,0 +1,1 @@
+"""What `prepare` and `split` need: downloads, archives, the state of each picture, copies."""

@@ -1,0 +1,78 @@
+"""Download a file: a broken connection is taken up again, and nothing unfinished looks whole."""
+
+import hashlib
+import time
+from http.client import HTTPException
+from pathlib import Path
+from urllib.error import HTTPError
+from urllib.request import Request, urlopen
+
+from tqdm import tqdm
+
+TIMEOUT = 30  # seconds without a byte
+WAITS = (1, 2, 4, 8, 16)  # seconds before another attempt
+TRY_AGAIN = (408, 429, 500, 502, 503, 504)  # codes of a server that may answer later
+
+
+class DownloadError(OSError):
+    """A download that failed: one line with the address, the reason and what to do."""
+
+
+def download(address: str, path: Path, md5: str | None = None) -> Path:
+    """Download to `path`, unless it is there. A later call goes on where this one was stopped.
+
+    md5: the checksum, if it is known. Raises DownloadError if the server cannot or will not give
+    the file, or gives another one.
+    """
+    if path.exists():
+        return path
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f"{path.name}.partial")
+    for wait in (*WAITS, None):
+        try:
+            fetch(address, partial)
+            break
+        except (OSError, HTTPException) as error:  # timeouts and cut connections are OSErrors
+            reason = str(error) or type(error).__name__
+            final = isinstance(error, HTTPError) and error.code not in TRY_AGAIN
+            if wait is None or final:
+                kept = "" if final else "; what has come is kept: try again later"
+                raise DownloadError(f"{address}: {reason}{kept}") from error
+            tqdm.write(f"{address}: {reason}; next attempt in {wait} s")
+            time.sleep(wait)
+    if md5 and hash_of(partial) != md5:
+        partial.unlink()
+        raise DownloadError(f"{address} has another checksum than {md5}: deleted, try again")
+    return partial.rename(path)
+
+
+def fetch(address: str, partial: Path) -> None:
+    """Add to `partial` what it lacks. Raises OSError if the end was not reached."""
+    done = partial.stat().st_size if partial.exists() else 0
+    mark = partial.with_name(f"{partial.name}.version")  # of the file that the part belongs to
+    known = mark.read_text() if mark.exists() else ""
+    headers = {"Range": f"bytes={done}-", "If-Range": known} if done and known else {}
+    headers |= {"User-Agent": "python", "Accept-Encoding": "identity"}
+    with urlopen(Request(address, headers=headers), timeout=TIMEOUT) as answer:
+        begins = f"bytes {done}-"
+        goes_on = answer.status == 206 and answer.headers["Content-Range"].startswith(begins)
+        if answer.status == 206 and not goes_on:
+            partial.unlink()
+            raise OSError("the server sends another part than was asked for")
+        mark.write_text(answer.headers["ETag"] or answer.headers["Last-Modified"] or "")
+        left = answer.headers["Content-Length"]
+        total = int(left) + done * goes_on if left else None
+        bar = tqdm(desc=partial.stem, total=total, initial=done * goes_on, unit="B", disable=None)
+        bar.unit_scale = True
+        with bar, open(partial, "ab" if goes_on else "wb") as file:
+            while data := answer.read(1 << 18):
+                bar.update(file.write(data))
+    size = partial.stat().st_size
+    if total is not None and size != total:
+        raise OSError(f"the connection ended after {size:,} of {total:,} bytes")
+    mark.unlink()
+
+
+def hash_of(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "md5").hexdigest()
