@@ -7,6 +7,7 @@ follow. Other commands add options of their own in utils/commands/.
 from typing import Literal
 
 from utils.options import (
+    Augmentations,
     Fold,
     Fraction,
     ImageSize,
@@ -47,6 +48,9 @@ class DefaultConfig(Options):
     fold: Fold | None = None  # cross-validation: 2/5 makes the second fifth val
     image_size: ImageSize = 128  # pixels a side; smaller is faster, larger shows finer detail
     crop_scale: Fraction = 0.5  # smallest share of a picture's area that a training crop shows
+    augment: Augmentations | None = None  # more of it: randaugment, augmix, cutmix,erasing …
+    oversample: bool = False  # show rare classes as often as others, each picture several times
+    on_bad_image: Literal["skip", "stop"] = "skip"  # skip: left out, up to 1 % of the pictures
     num_workers: WholeNumber | None = None  # loader processes; None: one per core, at most 8
     cache: Literal["auto", "none", "ram", "disk"] = "auto"  # where decoded pictures are kept
     cache_root: str = "data/cache"  # folder of --cache=disk; it may be deleted at any time

@@ -18,6 +18,7 @@ from utils.seed import seed_of
 from .cache import PictureFile, free_memory
 from .image_dataset import ImageDataset
 from .loader import Loader
+from .transforms import batch_mixer
 
 
 def open_split(opt: Any, mode: str) -> ImageDataset:
@@ -27,7 +28,7 @@ def open_split(opt: Any, mode: str) -> ImageDataset:
     # A class gets the options that its __init__ has as parameters.
     wanted = inspect.signature(dataset_class).parameters
     options = {name: value for name, value in vars(opt).items() if name in wanted}
-    for name in ("layout", "val_share", "fold"):
+    for name in ("layout", "val_share", "fold", "augment"):
         if name in getattr(opt, "given", ()) and name not in wanted:
             raise UsageError(f"{opt.dataset} has no parameter `{name}`: leave out {flag(name)}")
     return dataset_class(root, mode=mode, **options)
@@ -52,11 +53,26 @@ def build_loader(
         dataset.classes = saved["classes"]  # pictures without labels do not tell them
     if saved:
         compare(dataset, opt, mode, log=log, saved=saved)
-        dataset.mean, dataset.std = saved["mean"], saved["std"]
+        dataset.mean = saved.get("mean", dataset.mean)
+        dataset.std = saved.get("std", dataset.std)
     if cache != "none":
         log(f"{mode}: {keep_pictures(dataset, cache, Path(opt.cache_root))}")
-    shuffle = mode == "train"
-    return Loader(dataset, opt.batch_size, opt.num_workers, device, seed=opt.seed, shuffle=shuffle)
+    options = {"bad_share": {"skip": 0.01, "stop": 0.0}[opt.on_bad_image]} if mode != "test" else {}
+    if mode == "train":
+        options |= {"shuffle": True, "mix": batch_mixer(opt.augment, dataset.num_classes)}
+        options |= {"oversample": opt.oversample}
+        if opt.oversample:
+            log(oversampling_in_words(dataset))
+            if opt.balanced:
+                raise UsageError("--oversample and --balanced do the same: leave out one of them")
+    return Loader(dataset, opt.batch_size, opt.num_workers, device, seed=opt.seed, **options)
+
+
+def oversampling_in_words(dataset: ImageDataset) -> str:
+    counts = dataset.class_counts
+    share, rarest = len(dataset) / len(counts), int(np.argmin(counts))
+    times = f"those of {dataset.classes[rarest]} {share / max(1, counts[rarest]):.1f} times each"
+    return f"train: an epoch shows {share:,.0f} pictures of each class, {times}"
 
 
 def keep_pictures(dataset: ImageDataset, where: str, folder: Path) -> str:

@@ -32,6 +32,7 @@ class ImageDataset(Dataset):
         mode: Literal["train", "val", "test"] = "train",
         image_size: int = 224,
         crop_scale: float = 0.5,
+        augment: str | None = None,
         transforms: Transform | None = None,
     ) -> None:
         self.mode = mode
@@ -39,7 +40,9 @@ class ImageDataset(Dataset):
         self.side = round(2**0.5 * image_size)
         augmented = mode == "train"
         self.transforms = transforms or (
-            train_transforms(image_size, crop_scale) if augmented else eval_transforms(image_size)
+            train_transforms(image_size, crop_scale, augment)
+            if augmented
+            else eval_transforms(image_size)
         )
 
     def __len__(self) -> int:

@@ -43,6 +43,10 @@ class Loader:
     The order is a function of (seed, epoch) and the augmentation of (seed, epoch, index), whatever
     `num_workers` is; None is one process per core, at most 8. On a CPU, the worker processes end
     as soon as all pictures are in memory: cropping alone is faster without them.
+
+    oversample: show each class equally often. mix: what a batch goes through on the device, with a
+    state that depends on (seed, epoch, step). bad_share: if more pictures than this share cannot be
+    read, UnreadableImage ends the epoch.
     """
 
     def __init__(
@@ -53,13 +57,20 @@ class Loader:
         device: torch.device | str = "cpu",
         seed: int = 0,
         shuffle: bool = False,
+        oversample: bool = False,
+        mix: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] | None = None,
+        bad_share: float = 1.0,
     ) -> None:
         if num_workers is None:
             num_workers = min(8, core_count())
         self.dataset = dataset
         self.device = torch.device(device)
         self.samples = Samples(dataset, seed)
-        self.sampler = EpochSampler(len(dataset), batch_size, seed, shuffle)
+        labels = dataset.labels if oversample else None
+        self.sampler = EpochSampler(len(dataset), batch_size, seed, shuffle, labels)
+        self.mix = mix
+        # In a small data set, a single bad picture may be more than the share.
+        self.most_unreadable = max(1, bad_share * len(dataset)) if bad_share else 0
         self.normalize = Normalize(dataset.mean, dataset.std, self.device)
         self.reported: set[int] = set()  # unreadable samples that new_failures has named
         self.batches = DataLoader(
@@ -81,19 +92,32 @@ class Loader:
     ) -> Iterator[tuple[int, Tensor, Tensor]]:
         """Yield (step, images, labels) of an epoch; a title shows a progress bar.
 
-        Batches without a readable image are skipped; UnreadableImage is raised if all are.
+        Batches without a readable image are skipped; UnreadableImage is raised if all are. Labels
+        are (N, K) if the batches are mixed.
         """
         self.sampler.epoch, self.sampler.first_step = epoch, first_step
         hidden = None if title else True  # None: hidden unless there is a terminal
         bar_options = {"total": len(self), "initial": first_step, "leave": False, "disable": hidden}
         bar = tqdm(self.raw_batches(), title, **bar_options)
         for step, batch in enumerate(bar, start=first_step):
+            self._limit_failures()
             if batch is not None:
                 images, labels = batch
                 images = self.normalize(images.to(self.device, non_blocking=True))
-                yield step, images, torch.tensor(labels, device=self.device)
+                labels = torch.tensor(labels, device=self.device)
+                if self.mix:
+                    with seeded(self.sampler.seed, "mix", epoch, step):
+                        images, labels = self.mix(images, labels)
+                yield step, images, labels
         if len(self) and self.samples.unreadable.all():
             raise UnreadableImage(f"not one picture could be read: {self.samples.failure(0)}")
+
+    def _limit_failures(self) -> None:
+        unreadable = self.samples.unreadable
+        if (count := int(unreadable.sum())) > self.most_unreadable and count < len(unreadable):
+            first = self.samples.failure(int(unreadable.nonzero()[0]))
+            counts = f"{count:,} of {len(unreadable):,} pictures cannot be read"
+            raise UnreadableImage(f"{counts}: {first}; python main.py prepare sorts them out")
 
     def raw_batches(self) -> Iterator[Batch | None]:
         """Yield the sampler's batches before normalisation; None: no image is readable."""
@@ -164,9 +188,10 @@ class Samples(Dataset):
         DataLoader calls this with all keys of a batch.
         """
         images, labels = [], []
-        for epoch, index in keys:
+        for epoch, number in keys:
+            index = number % len(self)  # a picture that is repeated has a higher number
             try:
-                image, label = self.sample(epoch, index)
+                image, label = self.sample(epoch, number)
             except Exception as error:
                 names_a_file = isinstance(error, OSError) and error.filename
                 if not (names_a_file or isinstance(error, UnreadableImage)):
@@ -181,14 +206,16 @@ class Samples(Dataset):
             raise SampleError(f"the images of a batch differ in their (H, W, C): {sorted(shapes)}")
         return torch.stack(images).permute(0, 3, 1, 2), labels
 
-    def sample(self, epoch: int, index: int) -> tuple[Tensor, int]:
-        """Return (image, label) of a sample, augmented by (seed, epoch, index).
+    def sample(self, epoch: int, number: int) -> tuple[Tensor, int]:
+        """Return (image, label) of a sample, augmented by (seed, epoch, number).
 
-        In mode "test" the index takes the place of the label, for an id may be a text.
+        number: the index of the sample, plus len(self) for each time that it is repeated. In mode
+        "test" the index takes the place of the label, for an id may be a text.
         """
         is_test = getattr(self.dataset, "ids", None) is not None
+        repeats, index = divmod(number, len(self))
         if not self.transforms:
-            with seeded(self.seed, "augment", epoch, index):
+            with seeded(self.seed, "augment", epoch, number):
                 image, label = self.dataset[index]
             return image, index if is_test else label
         if epoch != self.epoch:
@@ -196,7 +223,8 @@ class Samples(Dataset):
             shape = len(self), self.transforms.count
             self.epoch, self.numbers = epoch, generator.random(shape, dtype=np.float32)
         picture = self.dataset.picture(index)
-        image = self.transforms(picture, self.numbers[index].tolist())
+        # A repeated picture takes the random numbers of the pictures behind it.
+        image = self.transforms(picture, self.numbers[(index + repeats) % len(self)].tolist())
         return image, index if is_test else int(self.dataset.labels[index])
 
     def are_in_memory(self) -> bool:

@@ -47,11 +47,12 @@ class Pictures(ImageDataset):
         mode: Literal["train", "val", "test"] = "train",
         image_size: int = 224,
         crop_scale: float = 0.5,
+        augment: str | None = None,
         layout: str = "auto",
         val_share: float = 0.3,
         fold: str | None = None,
     ) -> None:
-        super().__init__(mode, image_size, crop_scale, transforms)
+        super().__init__(mode, image_size, crop_scale, augment, transforms)
         self.root = Path(root)
         self.folder = self.root.parent if self.root.is_file() else self.root
         self.layout, self.split_file = "", None

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -9,9 +10,41 @@ from torch import Tensor
 Transform = Callable[[Tensor], Tensor]  # uint8 pictures (3, H, W)
 
 
-def train_transforms(image_size: int, crop_scale: float) -> Transform:
-    """What a training picture goes through; v2.Compose([this, v2.ColorJitter(0.4)]) adds more."""
-    return RandomCropAndFlip(image_size, crop_scale)
+def train_transforms(image_size: int, crop_scale: float, augment: str | None = None) -> Transform:
+    """What a training picture goes through; v2.Compose([this, v2.ColorJitter(0.4)]) adds more.
+
+    augment: names of --augment. Mixup and cutmix mix whole batches: see `batch_mixer`.
+    """
+    crop = RandomCropAndFlip(image_size, crop_scale)
+    names = [name for name in (augment or "").split(",") if name in PICTURE_AUGMENTATIONS]
+    if not names:
+        return crop
+    from torchvision.transforms import v2  # here: it loads slowly
+
+    return v2.Compose([crop, *(PICTURE_AUGMENTATIONS[name](v2) for name in names)])
+
+
+PICTURE_AUGMENTATIONS: dict[str, Callable[[Any], Transform]] = {  # by torchvision.transforms.v2
+    "trivialaugment": lambda v2: v2.TrivialAugmentWide(),  # Müller and Hutter, 2021
+    "randaugment": lambda v2: v2.RandAugment(),  # Cubuk et al., 2019
+    "augmix": lambda v2: v2.AugMix(),  # Hendrycks et al., 2020; slow
+    "erasing": lambda v2: v2.RandomErasing(value=[124, 116, 104]),  # Zhong et al., 2017
+}
+
+
+def batch_mixer(augment: str | None, num_classes: int) -> Callable | None:
+    """Return what mixes pairs of pictures of a batch, by mixup, cutmix, or one of both at random.
+
+    It takes images (N, 3, H, W) and labels (N,), and returns labels (N, K): the shares of both
+    classes (Zhang et al., 2018, arXiv:1710.09412; Yun et al., 2019, arXiv:1905.04899).
+    """
+    names = [name for name in (augment or "").split(",") if name in ("mixup", "cutmix")]
+    if not names:
+        return None
+    from torchvision.transforms import v2
+
+    mixers = {"mixup": v2.MixUp, "cutmix": v2.CutMix}
+    return v2.RandomChoice([mixers[name](num_classes=num_classes) for name in names])
 
 
 def eval_transforms(image_size: int) -> Transform:

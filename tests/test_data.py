@@ -550,6 +550,10 @@ def options(pictures: Path, **changes) -> SimpleNamespace:
         "test_data_root": pictures / "test1",
         "image_size": 32,
         "crop_scale": 0.5,
+        "augment": None,
+        "oversample": False,
+        "balanced": False,
+        "on_bad_image": "skip",
         "num_workers": 0,
         "batch_size": 8,
         "seed": 0,
@@ -692,8 +696,8 @@ def test_an_error_in_a_data_set_names_the_users_line_and_the_sample(flowers, pic
 def test_a_file_that_is_missing_is_left_out_and_all_of_them_end_the_run(
     flowers, pictures, num_workers
 ):
-    opt = options(pictures, dataset="Missing", num_workers=num_workers)
-    with build_loader(opt, "train") as loader:
+    dataset = data.open_split(options(pictures, dataset="Missing"), "train")
+    with Loader(dataset, 8, num_workers) as loader:
         ((_, _, labels),) = loader.epoch()
         assert labels.tolist() == [0] and loader.readable() == [0]
         assert [re.search(r"no/such/\d.jpg", line)[0] for line in loader.new_failures()] == [

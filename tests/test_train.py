@@ -25,7 +25,6 @@ import config
 import data
 import main
 import models
-from data.sampler import EpochSampler
 from tests.helpers import (
     PROJECT,
     SMALL,
@@ -438,25 +437,37 @@ def test_without_a_path_val_takes_the_newest_run(plain, pictures, tmp_path, comm
 def test_broken_pictures_are_named_and_training_goes_on(pictures, tmp_path):
     folder = copy_of(pictures / "train", tmp_path / "train")
     kinds = {mode: data.DogCat(folder, mode=mode) for mode in ("train", "val")}
-    batches = EpochSampler(42, 16, seed=0, shuffle=True)
-    order = [index for batch in batches for _, index in batch]
-    broken = {
-        "train": [*order[16:32], order[0]],  # all of the second batch, and one of the first
-        "val": [*range(16), 17],  # all of the first batch, and one of the second
-    }
-    names = [kinds[m].names[i].decode() for m, indices in broken.items() for i in indices]
-    for number, name in enumerate(names):
-        whole = (folder / name).read_bytes()
-        (folder / name).write_bytes([b"", b"<html>", whole[: len(whole) // 2]][number % 3])
-    run = train(folder.parent, tmp_path / "runs", max_epoch=1)
+    names = [kinds["train"].names[3].decode(), kinds["val"].names[5].decode()]
+    (folder / names[0]).write_bytes(b"<html>")
+    (folder / names[1]).write_bytes((folder / names[1]).read_bytes()[:2000])
+    run = train(folder.parent, tmp_path / "runs", max_epoch=2)
     log = (run / "log.txt").read_text()
+    assert log.count("is left out: ") == 2
     for name in names:
         assert log.count(f"{folder / name} is left out: ") == 1
-    assert log.count("is left out: ") == len(names) == 34
-    assert steps_made(checkpoint.read(run / "last.pth")) == 2
-    row = metrics_of(run)[0]
-    assert row["val_accuracy"] in (0, 1) and 0 < row["train_loss"] < 10  # one val picture is left
-    assert "of 1 pictures" in (run / "report.html").read_text()
+    assert steps_made(checkpoint.read(run / "last.pth")) == 6
+    assert "of 17 pictures" in (run / "report.html").read_text()
+
+
+@pytest.mark.parametrize("option", ["skip", "stop"])
+def test_more_broken_pictures_than_a_few_end_the_run_which_can_go_on(option, pictures, tmp_path):
+    folder = copy_of(pictures / "train", tmp_path / "train")
+    paths = [data.DogCat(folder, mode="train").path(index) for index in range(2)]
+    whole = {path: path.read_bytes() for path in paths[: 1 + (option == "skip")]}
+    for path in whole:
+        path.write_bytes(b"<html>")
+    with pytest.raises(data.UnreadableImage) as caught:
+        train(folder.parent, tmp_path / "runs", max_epoch=1, on_bad_image=option)
+    counts = f"{len(whole)} of 42 pictures cannot be read: {paths[0]} is left out: "
+    assert str(caught.value).startswith(counts) and "main.py prepare" in str(caught.value)
+    for path, content in whole.items():
+        path.write_bytes(content)
+    (run,) = (tmp_path / "runs").iterdir()
+    assert main.train(resume=str(run), allow_changes=True) == run  # other files than before
+    if option == "stop":  # no step was made without the picture
+        undisturbed = train(pictures, tmp_path / "other", max_epoch=1)
+        saved = [checkpoint.read(folder / "last.pth")["model"] for folder in (run, undisturbed)]
+        assert all(torch.equal(saved[0][name], saved[1][name]) for name in saved[0])
 
 
 def test_a_folder_of_nothing_but_broken_pictures_ends_in_one_line(tmp_path, command):
@@ -500,7 +511,7 @@ def bad_checkpoint(kind: str, folder: Path, marker: Path) -> Path:
         models.SqueezeNet(num_classes=3).save(path)
     elif kind == "other-classes":
         model = models.SqueezeNet(num_classes=2)
-        contents = {"model": model.state_dict(), "classes": ["ant", "bee"]}
+        contents = {"model": model.state_dict(), "classes": ["ant", "bee", "fly"]}
         checkpoint.write(path, contents)
     elif kind == "architecture":
         torch.save({"model": {"conv1.weight": torch.zeros(64, 3, 7, 7)}}, path)

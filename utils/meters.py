@@ -103,10 +103,13 @@ class TrainMeters:
         self.confusion = ConfusionMeter(num_classes)
 
     def add(self, logits: Tensor, labels: Tensor, losses: Tensor) -> None:
-        """Take the logits (N, K), labels (N,) and losses (N,) of a step."""
+        """Take the logits (N, K), labels (N,) and losses (N,) of a step.
+
+        labels: or (N, K), the shares of the classes in a mixed picture; the largest one counts.
+        """
         self.objective.add(losses)
         self.loss.add(F.cross_entropy(logits.float(), labels, reduction="none"))
-        self.confusion.add(logits, labels)
+        self.confusion.add(logits, labels if labels.ndim == 1 else labels.argmax(dim=1))
 
     def row(self) -> dict[str, float]:
         """Return the numbers of the epoch so far, for metrics.csv."""

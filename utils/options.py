@@ -37,6 +37,7 @@ SYNONYMS = """
     checkpoint_root: output_dir out_dir save_dir log_dir logdir; result_file: output csv submission
     print_freq: log_interval log_every; seed: random_state manual_seed; mirror: tta
     cache: on_device; val_share: val_split valid_size validation_split test_size; fold: kfold
+    augment: augmentation augmentations aug; oversample: sampler weighted_sampler
 """
 
 
@@ -65,6 +66,13 @@ class FoldLimits(Limits):
         return bool(slash) and 1 <= int(number) <= int(count) > 1
 
 
+class ListLimits(Limits):
+    """Takes names with commas between them."""
+
+    def contain(self, value: str) -> bool:
+        return {*value.split(",")} <= {*AUGMENTATIONS}
+
+
 PositiveFloat = Annotated[float, Limits("a number above 0", low=math.ulp(0.0))]
 PositiveInt = Annotated[int, Limits("a whole number from 1 up", low=1)]
 WholeNumber = Annotated[int, Limits("a whole number from 0 up", low=0)]
@@ -73,6 +81,9 @@ NotNegative = Annotated[float, Limits("a number from 0 up", low=0)]
 ImageSize = Annotated[int, Limits("a whole number from 64 to 1024", low=64, high=1024)]
 InputPath = Annotated[str, Limits("an existing path")]
 Fold = Annotated[str, FoldLimits("a fold and how many there are, like 2/5")]
+
+AUGMENTATIONS = ("trivialaugment", "randaugment", "augmix", "erasing", "mixup", "cutmix")
+Augmentations = Annotated[str, ListLimits(f"some of {', '.join(AUGMENTATIONS)}")]
 
 UNIONS = (Union, UnionType)
 TRUE, FALSE = {"true", "yes", "on", "1"}, {"false", "no", "off", "0"}

@@ -78,7 +78,8 @@ class ClassificationLoss(nn.Module):
     """Cross-entropy or focal loss (Lin et al., 2017, arXiv:1708.02002), one value a picture.
 
     logits (N, K) and labels (N,) to losses (N,). The caller takes the mean, since only the caller
-    knows the whole batch. weight (K,): the loss of a picture is multiplied by that of its class.
+    knows the whole batch. Labels may also be (N, K), the shares of the classes in a mixed picture.
+    weight (K,): the loss of a picture is multiplied by that of its class.
     """
 
     def __init__(
@@ -94,9 +95,10 @@ class ClassificationLoss(nn.Module):
             logits, labels, reduction="none", label_smoothing=self.label_smoothing
         )
         if self.weight is not None:
-            losses = losses * self.weight[labels]
+            losses = losses * (self.weight[labels] if labels.ndim == 1 else labels @ self.weight)
         if self.gamma:
-            p_true = logits.softmax(dim=1).gather(1, labels[:, None]).squeeze(1)  # (N,)
+            shares = labels if labels.ndim == 2 else F.one_hot(labels, logits.shape[1])  # (N, K)
+            p_true = (logits.softmax(dim=1) * shares).sum(dim=1)  # (N,)
             # The clamp: at p_true = 1 the slope of a power below 1 is infinite.
             losses = losses * (1 - p_true).clamp(min=1e-6) ** self.gamma
         return losses
