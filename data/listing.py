@@ -20,6 +20,7 @@ SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif")
 IGNORED = {"thumbs.db", "desktop.ini", "__macosx", "split.csv", "split.html"}
 SPLIT_NAMES = {"train": "train", "training": "train", "test": "test", "test1": "test"}
 SPLIT_NAMES |= dict.fromkeys(("val", "valid", "validation"), "val")
+LISTED_ALREADY = "this folder is listed already, by another name"
 COLUMNS = {  # of a list, and how others call them
     "path": ("path", "file", "filename", "file_name", "filepath", "image", "image_path"),
     "label": ("label", "class", "category", "target"),
@@ -143,7 +144,14 @@ def list_class_folders(
     folders = [entry for entry in entries if os.path.isdir(entry.path)]
     if len(folders) == 1 and any(os.path.isdir(e.path) for e in sorted_entries(folders[0].path)):
         return list_class_folders(root, _, left_out, join(start, folders[0].name))
-    pictures, seen = [], set()
+    # A link in a class folder must not lead to another class. Folders come before links to them.
+    seen = {identity(root / start)}
+    for entry in sorted(folders, key=os.DirEntry.is_symlink):
+        if identity(entry.path) in seen:
+            left_out[join(start, entry.name)] = LISTED_ALREADY
+            folders.remove(entry)
+        seen.add(identity(entry.path))
+    pictures = []
     for entry in entries:
         path, before = join(start, entry.name), len(pictures)
         if entry in folders:
@@ -247,17 +255,16 @@ def files_below(
 ) -> Iterator[str]:
     """Yield the paths, within root, of the picture files in `root/start` and in its folders.
 
-    Links to folders are followed, but no folder is listed twice: `seen` holds those that were.
+    Links to folders are followed, but not to a folder in `seen`, which holds all that were listed.
     """
-    seen = set() if seen is None else seen
-    status = os.stat(root / start)
-    if (status.st_dev, status.st_ino) in seen:
-        left_out[start] = "this folder is listed already, by another name"
-        return
-    seen.add((status.st_dev, status.st_ino))
+    seen = {identity(root / start)} if seen is None else seen
     for entry in sorted_entries(root / start):
         path = join(start, entry.name)
         if not entry.is_file(follow_symlinks=False) and os.path.isdir(entry.path):
+            if identity(entry.path) in seen:
+                left_out[path] = LISTED_ALREADY
+                continue
+            seen.add(identity(entry.path))
             yield from files_below(root, left_out, path, seen)
         elif not entry.name.lower().endswith(SUFFIXES):
             left_out[path] = f"its name does not end in {', '.join(SUFFIXES)}"
@@ -265,6 +272,12 @@ def files_below(
             yield path
         else:
             left_out[path] = "it is not a file"
+
+
+def identity(folder: str | Path) -> tuple[int, int]:
+    """Return numbers that tell whether two paths lead to the same folder."""
+    status = os.stat(folder)
+    return status.st_dev, status.st_ino
 
 
 def join(folder: str, name: str) -> str:

@@ -1,21 +1,34 @@
 """The command prepare: what the drawn pictures show, and a folder that is whole or not there."""
 
 import csv
+import hashlib
+import importlib
+import io
+import itertools
 import os
 import random
 import re
+import shutil
 import signal
+import struct
 import subprocess
 import sys
+import tarfile
+import zipfile
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from data import DogCat, Pictures
+from data.read_image import printable
 from tests.helpers import PROJECT, wait_until
 from utils.commands import prepare
 from utils.commands.prepare import Options
 from utils.drawing import draw
+from utils.preparation import sources
+from utils.preparation.sources import SourceError
+from utils.signals import Stopped
 
 
 @pytest.fixture(scope="module")
@@ -111,11 +124,16 @@ def test_a_folder_that_holds_something_is_refused_and_left_as_it_is(tmp_path):
     assert (tmp_path / "empty" / "train" / "dog.0.jpg").exists()
 
 
-def test_a_failure_in_a_worker_leaves_nothing(tmp_path, monkeypatch):
-    monkeypatch.setattr(prepare, "KINDS", ("cat", "mouse"))  # nobody draws a mouse
-    with pytest.raises(KeyError, match="mouse"):
-        prepare.run(Options(prepare_root=tmp_path / "demo", count=400))
-    assert [*tmp_path.iterdir()] == []
+def test_a_failure_in_a_worker_leaves_nothing_that_looks_whole(tmp_path, monkeypatch):
+    with monkeypatch.context() as patched:
+        patched.setattr(prepare, "KINDS", ("cat", "mouse"))  # nobody draws a mouse
+        with pytest.raises(KeyError, match="mouse"):
+            prepare.run(Options(prepare_root=tmp_path / "demo", count=40))
+    assert [path.name for path in tmp_path.iterdir()] == [".demo.partial"]
+    prepare.run(Options(prepare_root=tmp_path / "demo", count=2))  # other options start anew
+    assert {*contents(tmp_path)} == {
+        "demo/" + n for n in ("train/cat.0.jpg", "train/dog.0.jpg", "test1_labels.csv")
+    }
 
 
 # Signals.
@@ -130,7 +148,7 @@ from utils.signals import exit_on_signals
 
 exit_on_signals()
 with one_line_failures(show_traceback=False):
-    commands.get("prepare")(prepare_root=sys.argv[1], count=20_000)
+    commands.get("prepare")(prepare_root=sys.argv[1], count=sys.argv[2])
 """
 
 
@@ -144,7 +162,7 @@ def signalled(root: Path, words: list[str], number: int, to_group: bool) -> subp
         text=True,
         start_new_session=True,
     )
-    wait_until(lambda: process.poll() is not None or any(root.glob(".demo-*/demo/train/dog.*")))
+    wait_until(lambda: process.poll() is not None or any(root.glob(".demo.partial/train/dog.*")))
     (os.killpg if to_group else os.kill)(process.pid, number)
     return process
 
@@ -163,25 +181,364 @@ def output(process: subprocess.Popen) -> tuple[str, str]:
     ("name", "to_group"),
     [("SIGTERM", False), ("SIGTERM", True), ("SIGHUP", True), ("SIGINT", False), ("SIGINT", True)],
 )
-def test_a_signal_leaves_no_worker_and_no_folder(name, to_group, tmp_path):
+def test_a_signal_leaves_no_worker_and_no_folder_that_looks_whole(name, to_group, tmp_path):
     number = getattr(signal, name)
-    process = signalled(tmp_path, ["-c", LIGHT, str(tmp_path / "demo")], number, to_group)
-    assert output(process) == ("", f"stopped by {name}\n")
+    words = ["-c", LIGHT, str(tmp_path / "demo"), "20000"]
+    process = signalled(tmp_path, words, number, to_group)
+    assert output(process) == ("", f"stopped by {name}; the same command goes on\n")
     assert process.returncode == 128 + number
-    assert [*tmp_path.iterdir()] == []
+    assert [path.name for path in tmp_path.iterdir()] == [".demo.partial"]
 
 
 def test_the_command_ends_on_a_signal_in_the_same_way(tmp_path):
     words = ["main.py", "prepare", f"--prepare-root={tmp_path / 'demo'}", "--count=20000"]
     process = signalled(tmp_path, words, signal.SIGTERM, to_group=True)
-    assert output(process) == ("", "stopped by SIGTERM\n")
+    assert output(process) == ("", "stopped by SIGTERM; the same command goes on\n")
     assert process.returncode == 143
-    assert [*tmp_path.iterdir()] == []
+    assert not (tmp_path / "demo").exists()
 
 
-def test_a_kill_leaves_no_worker_and_no_folder_that_looks_whole(tmp_path):
-    words = ["-c", LIGHT, str(tmp_path / "demo")]
+def test_a_killed_command_leaves_no_worker_and_goes_on_to_the_same_bytes(drawn, tmp_path):
+    words = ["-c", LIGHT, str(tmp_path / "demo"), "60"]
     process = signalled(tmp_path, words, signal.SIGKILL, to_group=False)
     output(process)
-    assert process.returncode == -signal.SIGKILL
-    assert not (tmp_path / "demo").exists()
+    assert process.returncode == -signal.SIGKILL and not (tmp_path / "demo").exists()
+    done = {p.name: p.stat().st_ino for p in (tmp_path / ".demo.partial/train").glob("*.jpg")}
+    prepare.run(Options(prepare_root=tmp_path / "demo", count=60))
+    assert contents(tmp_path / "demo") == contents(drawn)
+    now = {name: (tmp_path / "demo" / "train" / name).stat().st_ino for name in done}
+    assert done == now and 0 < len(done) < 60  # these were not drawn a second time
+    assert not [path for path in tmp_path.rglob("*") if path.name.startswith(".")]
+
+
+# Sources: folders, archives, addresses, and names.
+
+
+def photos_in(root: Path, *names: str) -> Path:
+    """Draw a picture for each name; a `cat` or `dog` in it tells what to draw."""
+    for number, name in enumerate(names):
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        draw("cat" if "cat" in name.lower() else "dog", number).save(root / name)
+    return root
+
+
+def get(tmp_path: Path, **options) -> dict[str, bytes]:
+    """Prepare into tmp_path/new; return {path: bytes} of the new folder, without split.*"""
+    root = prepare.run(Options(prepare_root=tmp_path / "new", **options))
+    files = contents(root)
+    assert "split.html" in files and files.pop("split.html")
+    rows = [*csv.DictReader(io.StringIO(files.pop("split.csv").decode()))]
+    assert {row["path"] for row in rows} == {
+        n for n in files if n.startswith(("train", "val", "test1"))
+    }
+    for row in rows:
+        assert row["sha256"] == hashlib.sha256(files[row["path"]]).hexdigest()
+        assert int(row["size"]) == len(files[row["path"]])
+    return files
+
+
+FLAT = [f"{kind}.{n}.jpg" for kind in ("cat", "dog") for n in range(4)]
+FOLDERS = [f"{kind}/Bild {n}.jpg" for kind in ("Cat", "Dog") for n in range(4)]
+
+
+def zipped(folder: Path, archive: Path) -> Path:
+    with zipfile.ZipFile(archive, "w") as file:
+        for path in sorted(folder.rglob("*")):
+            file.write(path, path.relative_to(folder))
+    return archive
+
+
+def tarred(folder: Path, archive: Path) -> Path:
+    with tarfile.open(archive, "w:gz") as file:
+        file.add(folder, arcname=".")
+    return archive
+
+
+@pytest.mark.parametrize("pack", [None, zipped, tarred])
+@pytest.mark.parametrize(
+    ("names", "start"),
+    [
+        (FLAT, ""),
+        (FOLDERS, ""),
+        ([f"PetImages/{name}" for name in FOLDERS], "PetImages/"),
+        ([f"images/{name}" for name in FLAT], "images/"),
+    ],
+)
+def test_a_folder_or_an_archive_is_laid_out_byte_for_byte(tmp_path, pack, names, start):
+    source = photos_in(tmp_path / "flowers", *names)
+    before = contents(source)
+    if pack:
+        source = pack(source, tmp_path / ("flowers.zip" if pack is zipped else "flowers.tar.gz"))
+    files = get(tmp_path, source=str(source))
+    assert files == {f"train/{name.removeprefix(start)}": before[name] for name in names}
+    assert contents(tmp_path / "flowers") == before
+    train, val = (DogCat(tmp_path / "new" / "train", mode=mode) for mode in ("train", "val"))
+    assert len(train) + len(val) == 8 and str(train.split_file) == str(tmp_path / "new/split.csv")
+
+
+def test_a_set_split_by_its_owner_stays_split(tmp_path):
+    names = [f"{split}/{name}" for split in ("train", "valid", "test") for name in FOLDERS]
+    before = contents(photos_in(tmp_path / "mine", *names))
+    files = get(tmp_path, source=str(tmp_path / "mine"))
+    new_name = {"train": "train", "valid": "val", "test": "test1"}
+    for name, content in before.items():
+        split, _, rest = name.partition("/")
+        assert files.pop(f"{new_name[split]}/{rest}") == content
+    assert not files
+    val = Pictures(tmp_path / "new", mode="val")
+    assert {*val.names.tolist()} == {f"val/{name}".encode() for name in FOLDERS}
+
+
+def test_what_cannot_be_used_is_rejected_with_a_reason_each(tmp_path):
+    source = photos_in(tmp_path / "mine", *FLAT, "hotdog.1.jpg", "cat.jpg")
+    whole = (source / "cat.0.jpg").read_bytes()
+    for name, content in {
+        "cat.7.jpg": whole[:3000],
+        "dog.7.jpg": b"",
+        "cat.8.jpg": b"<html>",
+    }.items():
+        (source / name).write_bytes(content)
+    (source / "Thumbs.db").write_bytes(b"system")
+    (source / "dog.8.jpg").symlink_to("dog.8.jpg")
+    before = contents(source)
+    files = get(tmp_path, source=str(source))
+    reasons = [*csv.DictReader(io.StringIO(files.pop("rejected/reasons.csv").decode()))]
+    words = {row["path"]: row["reason"] for row in reasons}
+    assert words.pop("train/cat.7.jpg").startswith("image file is truncated")
+    unlike = "its name is not like cat.12.jpg or dog.12.jpg"
+    assert words == {
+        "train/dog.7.jpg": "no picture of a known kind",
+        "train/cat.8.jpg": "no picture of a known kind",
+        "hotdog.1.jpg": unlike,
+        "cat.jpg": unlike,
+        "dog.8.jpg": "it is not a file",
+    }
+    expected = {f"train/{name}": before[name] for name in FLAT}
+    for name in (
+        "train/cat.7.jpg",
+        "train/dog.7.jpg",
+        "train/cat.8.jpg",
+        "hotdog.1.jpg",
+        "cat.jpg",
+    ):
+        expected[f"rejected/{name}"] = before[name.removeprefix("train/")]
+    assert files == expected and contents(source) == before
+
+
+def test_one_picture_with_two_labels_is_rejected_twice_and_named(tmp_path, capsys):
+    source = photos_in(tmp_path / "mine", *FLAT)
+    shutil.copy(source / "cat.1.jpg", source / "dog.9.jpg")
+    files = get(tmp_path, source=str(source))
+    assert {"rejected/train/cat.1.jpg", "rejected/train/dog.9.jpg"} <= {*files}
+    words = "train/cat.1.jpg (cat) and train/dog.9.jpg (dog) are the same picture"
+    assert capsys.readouterr().out.count(words) == 2
+
+
+def test_a_broken_picture_of_test_stays_for_an_answer_is_expected(tmp_path, capsys):
+    source = photos_in(tmp_path / "mine", *(f"train/{name}" for name in FLAT), "test1/1.jpg")
+    (source / "test1" / "2.jpg").write_bytes(b"")
+    root = prepare.run(Options(prepare_root=tmp_path / "new", source=str(source)))
+    assert (
+        root / "test1" / "2.jpg"
+    ).exists() and "test1/2.jpg: no picture" in capsys.readouterr().out
+
+
+def test_kaggles_archive_of_archives_is_taken(tmp_path):
+    mine = photos_in(tmp_path / "kaggle", *(f"train/{name}" for name in FLAT), "test1/1.jpg")
+    outer = tmp_path / "outer"
+    outer.mkdir()
+    for part in ("train", "test1"):
+        with zipfile.ZipFile(outer / f"{part}.zip", "w") as file:
+            for path in sorted((mine / part).iterdir()):
+                file.write(path, f"{part}/{path.name}")
+    (outer / "sampleSubmission.csv").write_text("id,label\n1,0\n")
+    archive = zipped(outer, tmp_path / "dogs-vs-cats.zip")
+    files = get(tmp_path, source=str(archive))
+    assert files == contents(mine)
+
+
+FAKE_CLIENT = """#!{python}
+import shutil, sys
+assert sys.argv[1:6] == ["competitions", "download", "-c", "dogs-vs-cats", "-p"]
+{action}
+"""
+
+
+def kaggle_client(tmp_path: Path, monkeypatch, action: str) -> None:
+    path = tmp_path / "bin" / "kaggle"
+    path.parent.mkdir()
+    path.write_text(FAKE_CLIENT.format(python=sys.executable, action=action))
+    path.chmod(0o755)
+    monkeypatch.setenv("PATH", str(path.parent))
+    monkeypatch.chdir(tmp_path)  # downloads go to data/downloads
+
+
+def test_the_kaggle_client_is_asked(tmp_path, monkeypatch):
+    archive = zipped(photos_in(tmp_path / "mine", *FLAT), tmp_path / "mine.zip")
+    action = f"shutil.copy({str(archive)!r}, sys.argv[6] + '/dogs-vs-cats.zip')"
+    kaggle_client(tmp_path, monkeypatch, action)
+    assert len(get(tmp_path, source="kaggle")) == 8
+
+
+def test_without_client_or_token_a_clear_word_is_said(tmp_path, monkeypatch):
+    with monkeypatch.context() as patched:
+        patched.setenv("PATH", str(tmp_path))
+        with pytest.raises(
+            SourceError, match=r"not installed: pip install kaggle, or get .*--source"
+        ):
+            prepare.run(Options(prepare_root=tmp_path / "new", source="kaggle"))
+    kaggle_client(tmp_path, monkeypatch, "sys.exit('Could not find kaggle.json.')")
+    with pytest.raises(SourceError, match=r"\(Could not find kaggle.json.\): put your token into"):
+        prepare.run(Options(prepare_root=tmp_path / "new", source="kaggle"))
+
+
+@pytest.mark.parametrize(
+    ("breeds", "classes"), [(False, ["cat", "dog"]), (True, ["Bengal", "Sphynx", "boxer", "pug"])]
+)
+def test_oxfords_pets_become_cats_and_dogs_or_breeds(tmp_path, monkeypatch, breeds, classes):
+    names = [
+        f"images/{breed}_{n}.jpg"
+        for breed in ("Bengal", "Sphynx", "boxer", "pug")
+        for n in range(4)
+    ]
+    archive = tarred(photos_in(tmp_path / "mine", *names), tmp_path / "pets.tar.gz")
+    md5 = hashlib.md5(archive.read_bytes()).hexdigest()
+    monkeypatch.setattr(sources, "OXFORD_PETS", (archive.as_uri(), md5))
+    monkeypatch.chdir(tmp_path)
+    files = get(tmp_path, source="oxford-pets", breeds=breeds)
+    assert len(files) == 16 and sorted({name.split("/")[1] for name in files}) == classes
+
+
+def test_microsofts_archive_is_taken(tmp_path, monkeypatch):
+    names = [f"PetImages/{name}" for name in FOLDERS]
+    source = photos_in(tmp_path / "mine", *names)
+    (source / "PetImages/Cat/666.jpg").write_bytes(b"")
+    (source / "PetImages/Dog/Thumbs.db").write_bytes(b"system")
+    (source / "readme[1].txt").write_text("licence")
+    monkeypatch.setattr(sources, "MICROSOFT", zipped(source, tmp_path / "pets.zip").as_uri())
+    monkeypatch.chdir(tmp_path)
+    files = get(tmp_path, source="microsoft")
+    assert (
+        files.pop("rejected/reasons.csv")
+        == b"path,reason\ntrain/Cat/666.jpg,no picture of a known kind\n"
+    )
+    assert {*files} == {f"train/{name}" for name in FOLDERS} | {"rejected/train/Cat/666.jpg"}
+
+
+@pytest.mark.parametrize("moment", ["unpacking", "laying out", "looking"])
+def test_a_prepare_that_was_stopped_goes_on_to_the_same_bytes(tmp_path, monkeypatch, moment):
+    archive = zipped(photos_in(tmp_path / "mine", *FLAT, "hotdog.1.jpg"), tmp_path / "mine.zip")
+    whole = get(tmp_path, source=str(archive))
+    shutil.rmtree(tmp_path / "new")
+    place, count = {
+        "unpacking": ("utils.preparation.archives.write", 5),
+        "laying out": ("utils.commands.prepare.take", 6),
+        "looking": ("utils.preparation.look.key_of", 4),
+    }[moment]
+    module, _, name = place.rpartition(".")
+    true_function, calls = getattr(importlib.import_module(module), name), itertools.count(1)
+
+    def stopping(*arguments):
+        if next(calls) == count:
+            raise Stopped(signal.SIGTERM)
+        return true_function(*arguments)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(place, stopping)
+        with pytest.raises(Stopped):
+            prepare.run(Options(prepare_root=tmp_path / "new", source=str(archive)))
+    assert not (tmp_path / "new").exists()
+    assert get(tmp_path, source=str(archive)) == whole
+
+
+@pytest.mark.parametrize("source", ["no/such/folder", "oxford"])
+def test_a_source_that_is_none_is_refused_before_anything_is_loaded(source):
+    words = [sys.executable, "main.py", "prepare", f"--source={source}"]
+    done = subprocess.run(words, cwd=PROJECT, capture_output=True, text=True)
+    assert done.returncode == 2 and f"not '{source}'" in done.stderr
+    assert done.stderr.startswith("--source takes demo, oxford-pets, microsoft, kaggle, a folder")
+
+
+# Files that are damaged in all ways. TEST_MUTATIONS=10000 makes a long run of it.
+
+
+def mutated(data: bytes, rng: random.Random) -> tuple[bytes, str]:
+    """Return a damaged picture and a suffix."""
+    kind, place = rng.randrange(7), rng.randrange(1, len(data))
+    if kind == 0:
+        data = data[:place]  # cut
+    elif kind == 1:  # flipped bits
+        data = bytearray(data)
+        for _ in range(rng.choice((1, 10, 1000))):
+            data[rng.randrange(len(data))] ^= 1 << rng.randrange(8)
+    elif kind == 2:
+        data = data[place:] + data[:place]  # spliced
+    elif kind == 3:
+        data = b""
+    elif kind == 4:  # huge dimensions in the header, of a PNG or a JPEG
+        if (header := data.find(b"IHDR")) >= 0:
+            data = (
+                data[: header + 4]
+                + struct.pack(">II", *rng.choices((1, 9000, 60000), k=2))
+                + data[header + 12 :]
+            )
+        elif (header := data.find(b"\xff\xc0")) >= 0:
+            data = (
+                data[: header + 5]
+                + struct.pack(">HH", *rng.choices((1, 9000, 60000), k=2))
+                + data[header + 9 :]
+            )
+    elif kind == 5:
+        data = data + rng.randbytes(100)
+    return bytes(data), rng.choice((".jpg", ".png", ".gif", ".JPEG", ".bmp", ".webp", ".txt", ""))
+
+
+def test_mutated_pictures_crash_nothing_and_each_is_listed(tmp_path):
+    count, rng = int(os.environ.get("TEST_MUTATIONS", 300)), random.Random(0)
+    source, good = tmp_path / "mine", []
+    for label in ("rose", "tulip"):
+        (source / label).mkdir(parents=True)
+    for form in ("JPEG", "PNG", "GIF", "BMP", "WEBP"):
+        file = io.BytesIO()
+        draw("cat", len(good)).save(file, form)
+        good.append(file.getvalue())
+    names: set[bytes] = set()
+    for number in range(count):
+        content, suffix = mutated(rng.choice(good), rng)
+        name = f"{number}{suffix}".encode()
+        if number % 50 == 0:
+            name = b"caf\xe9 " + name
+        path = os.fsencode(source / rng.choice(("rose", "tulip"))) + b"/" + name
+        try:
+            if number % 61 == 0:
+                os.symlink(name, path)  # to itself
+            else:
+                with open(path, "wb") as file:
+                    file.write(content)
+        except OSError:
+            continue  # this file system takes no such name
+        names.add(os.path.relpath(path, os.fsencode(source)))
+    (source / "rose" / "loop").symlink_to(source)
+    photos_in(source, "rose/good.jpg", "tulip/good.jpg")
+    code = f"""if True:
+        import resource
+        from utils.commands.prepare import Options, run
+        run(Options(source={str(source)!r}, prepare_root={str(tmp_path / "new")!r}))
+        for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN):
+            print("peak", resource.getrusage(who).ru_maxrss // 1024)
+    """
+    done = subprocess.run([sys.executable, "-c", code], cwd=PROJECT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert max(map(int, re.findall(r"peak (\d+)", done.stdout))) < 1000
+    with open(tmp_path / "new/rejected/reasons.csv", newline="", encoding="utf-8") as file:
+        rejected = {row["path"]: row["reason"] for row in csv.DictReader(file)}
+    assert all(rejected.values()) and not any("\n" in reason for reason in rejected.values())
+    kept = {
+        os.fsencode(p.relative_to(tmp_path / "new/train"))
+        for p in (tmp_path / "new/train").rglob("*")
+        if p.is_file()
+    }
+    listed = {path.removeprefix("train/") for path in rejected}
+    for name in names:
+        assert (name in kept) != (printable(os.fsdecode(name)) in listed), name
+    assert {b"rose/good.jpg", b"tulip/good.jpg"} <= kept

@@ -35,20 +35,25 @@ def find_copies(thumbnails: np.ndarray) -> list[tuple[int, int]]:
     if len(thumbnails) < 2:
         return []
     images = torch.from_numpy(thumbnails)
-    pairs, similarity = candidates(images)
+    pairs, usual = candidates(images)
     # Where all pictures look alike, as from one camera, copies are much more alike than others.
-    least_fine = max(LEAST_FINE, 1 - (1 - similarity.median().item()) / 10)
-    pairs = pairs[similarity > LEAST_SHAPE]
+    least_fine = max(LEAST_FINE, 1 - (1 - usual) / 10) if len(images) > 3 * NEAREST else LEAST_FINE
     for score, threshold in ((rough_score, LEAST_ROUGH), (fine_score, least_fine)):
-        parts = [images[part].float().unbind(dim=1) for part in pairs.split(1000)]
-        scores = [torch.maximum(score(a, b), score(b, a)) for a, b in parts]
-        pairs = pairs[torch.cat(scores) > threshold] if scores else pairs
+        kept = [pairs[:0]]
+        for part in pairs.split(500) if len(pairs) else ():
+            first, second = images[part].float().unbind(dim=1)
+            scores = torch.maximum(score(first, second), score(second, first))
+            kept.append(part[scores > threshold])
+        pairs = torch.cat(kept)
     return [(int(first), int(second)) for first, second in pairs]
 
 
-def candidates(images: Tensor) -> tuple[Tensor, Tensor]:
-    """Return pairs (P, 2) of similar colours, and how similar light and dark are (P,)."""
-    pairs, similarities = [], []
+def candidates(images: Tensor) -> tuple[Tensor, float]:
+    """Return pairs (P, 2), first < second, that are similar in colours, and in light and dark.
+
+    The number is the similarity of light and dark that pictures usually have to the tenth nearest.
+    """
+    pairs, usual = [], []
     colors = torch.cat([color_histogram(part.float()) for part in images.split(2000)])
     shapes = torch.cat([shape(part.float()) for part in images.split(2000)])
     for rows in torch.arange(len(images)).split(1000):
@@ -59,12 +64,12 @@ def candidates(images: Tensor) -> tuple[Tensor, Tensor]:
             similarity[torch.arange(len(rows)), rows] = -1  # not itself
             near = similarity.topk(min(NEAREST, len(images) - 1), dim=1).indices
             alike = by_color.gather(1, near) > LEAST_COLOR
+            alike &= by_shape.gather(1, near) > LEAST_SHAPE
             pair = torch.stack([rows[:, None].expand_as(near), near], dim=2)  # (n, NEAREST, 2)
             pairs.append(pair[alike])
-            similarities.append(by_shape.gather(1, near)[alike])
-    pairs, places = torch.cat(pairs).sort(dim=1).values.unique(dim=0, return_inverse=True)
-    similarity = torch.zeros(len(pairs)).scatter_reduce_(0, places, torch.cat(similarities), "amax")
-    return pairs, similarity
+        usual.append(by_shape.gather(1, near[:, -1:]))  # `near` is by shape now
+    pairs = torch.cat(pairs).sort(dim=1).values.unique(dim=0)
+    return pairs, torch.cat(usual).median().item()
 
 
 def color_histogram(images: Tensor, bins: int = 5) -> Tensor:

@@ -46,8 +46,8 @@ are red.</p>
 <table>
 {% for pair in rows %}
 <tr {% if pair.red %}class="across"{% endif %}>
-{% for image, picture, split in pair.sides %}
-<td><img alt="" src="{{ image }}"><td>{{ picture.path }}<br>{{ picture.label }}, {{ split }}
+{% for image, path, label, split in pair.sides %}
+<td><img alt="" src="{{ image }}"><td>{{ path }}<br>{{ label }}, {{ split }}
 {% endfor %}
 {% endfor %}
 </table>
@@ -79,8 +79,8 @@ class Inspection:
         for pair in self.pairs:
             first, second = (self.pictures[number] for number in pair)
             if first.label and second.label and first.label != second.label:
-                words = f"{first.path} ({first.label}) and {second.path} ({second.label})"
-                found |= dict.fromkeys(pair, f"{words} are the same picture")
+                one, other = (f"{printable(p.path)} ({p.label})" for p in (first, second))
+                found |= dict.fromkeys(pair, f"{one} and {other} are the same picture")
         return found
 
     def splits(self, val_share: float) -> list[str]:
@@ -165,7 +165,15 @@ class Inspection:
             rows.append({"red": len(facts) > 1, "pair": pair})
         rows = sorted(rows, key=lambda row: not row["red"])[:PAIRS_SHOWN]
         for row in rows:
-            row["sides"] = [(self.thumbnail(n), self.pictures[n], splits[n]) for n in row["pair"]]
+            row["sides"] = [
+                (
+                    self.thumbnail(n),
+                    printable(self.pictures[n].path),
+                    self.pictures[n].label,
+                    splits[n],
+                )
+                for n in row["pair"]
+            ]
         page = Environment(autoescape=True).from_string(PAGE)
         text = page.render(rows=rows, count=len(self.pairs), folder=printable(self.folder))
         write_text(self.folder / "split.html", text)

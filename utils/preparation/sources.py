@@ -1,5 +1,6 @@
 """Where data sets come from: addresses, archives and folders, and what of them becomes what."""
 
+import os
 import shutil
 import subprocess
 from collections.abc import Sequence
@@ -119,10 +120,12 @@ def plan_pets(folder: Path, breeds: bool) -> tuple[Plan, dict[str, str]]:
 def inner_folder(folder: Path, flat_classes: Sequence[str]) -> Path:
     """Return the folder itself, or the one in it that everything lies in."""
     entries = sorted_entries(folder)
-    inner = [Path(entry.path) for entry in entries if entry.is_dir()]
+    inner = [Path(entry.path) for entry in entries if os.path.isdir(entry.path)]
     has_pictures = any(entry.name.lower().endswith(SUFFIXES) for entry in entries)
     if len(inner) != 1 or has_pictures or inner[0].name.lower() in SPLIT_NAMES:
         return folder
     pattern, inside = flat_pattern(flat_classes), sorted_entries(inner[0])
-    go_in = any(entry.is_dir() or pattern.fullmatch(folded(entry.name)) for entry in inside)
+    go_in = any(
+        os.path.isdir(entry.path) or pattern.fullmatch(folded(entry.name)) for entry in inside
+    )
     return inner_folder(inner[0], flat_classes) if go_in else folder
