@@ -20,7 +20,6 @@ if __name__ == "__main__":  # ends the program for wrong usage and help, before 
     sys.argv[1:] = check_usage(DefaultConfig, COMMANDS, sys.argv[1:])
 
 import fire
-import torch
 from fire.decorators import SetParseFn
 from torch import nn
 from torch.utils.data import Subset
@@ -52,9 +51,9 @@ def train(**options) -> Path:
     # step 3: model, loss, optimizer, meters
     model = models.build(opt, train_loader.dataset.num_classes, load=not run.saved)
     model.to(device)
-    criterion = recipe.build_criterion(opt, train_loader.dataset.class_counts).to(device)
+    criterion = recipe.build_criterion(opt, train_loader.dataset).to(device)
     optimizer = recipe.build_optimizer(opt, model)
-    meters = TrainMeters(train_loader.dataset.num_classes)
+    meters = TrainMeters(train_loader.dataset.num_classes, train_loader.dataset.multi_label)
 
     # step 4: make the run's folder, or restore the state of the run; history: a dict per epoch
     first_epoch, first_step, history = run.start(
@@ -127,20 +126,17 @@ def val(**options) -> dict:
 def test(**options) -> Path:
     """Write the probabilities of unlabelled pictures; return the file.
 
-    For two classes, the columns are id and label, which is the probability of the second class; for
-    more of them, id and a column for each class.
+    The columns are id and label, the probability of the second of two classes, as Kaggle wants it;
+    with more classes, or multi-label ones, id and a column for each class.
     """
     opt, model, loader, amp = open_checkpoint(options, "test")
     Path(opt.result_file).parent.mkdir(parents=True, exist_ok=True)  # before the work
     with loader:
         batches = loader.epoch(title="test")
         logits, indices = engine.evaluate(model, batches, amp, opt.mirror, opt.debug_file)
-    ids, classes = loader.dataset.ids, loader.dataset.classes
-    # A picture that cannot be read has the same probability for each class.
-    probabilities = torch.full((len(ids), len(classes)), 1 / len(classes))
-    probabilities[indices] = logits.softmax(dim=1)
-    files.write_csv(opt.result_file, metrics.result_rows(ids, probabilities, classes))
-    print(*loader.new_failures(), f"{len(ids):,} rows are in {opt.result_file}", sep="\n")
+    rows = metrics.result_rows(loader.dataset, indices, logits)
+    files.write_csv(opt.result_file, rows)
+    print(*loader.new_failures(), f"{len(rows):,} rows are in {opt.result_file}", sep="\n")
     return Path(opt.result_file)
 
 

@@ -20,6 +20,7 @@ ImageDataset decodes a picture once, keeps it (--cache), reduces it to what trai
 and flips it at random in mode "train", and cuts out the middle in the others. Other augmentation:
 give its `__init__` `transforms`, any function of a picture, for example of torchvision's v2.
 An option of config.py that is a parameter of `__init__` arrives there, whatever its name is.
+MultiLabelDataset is for pictures that show several classes at once: `labels` is (M, K), of 0 and 1.
 For full control write `__getitem__(index)` instead of `read`: it returns a uint8 image
 (3, image_size, image_size) and its label, in mode "test" its id. Random numbers come from torch,
 random or numpy.random, which are seeded for each sample.
@@ -34,7 +35,7 @@ a fingerprint is a text that changes with the files, the same for train and val.
 """
 
 from data.build import build_loader, open_split
-from data.image_dataset import ImageDataset
+from data.image_dataset import ImageDataset, MultiLabelDataset
 from data.loader import Loader
 from data.read_image import UnreadableImage, read_image
 

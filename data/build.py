@@ -29,7 +29,8 @@ def open_split(opt: Any, mode: str) -> ImageDataset:
     wanted = inspect.signature(dataset_class).parameters
     options = {name: value for name, value in vars(opt).items() if name in wanted}
     for name in ("layout", "val_share", "fold", "augment"):
-        if name in getattr(opt, "given", ()) and name not in wanted:
+        default = getattr(type(opt), name, None)
+        if name not in wanted and getattr(opt, name, default) != default:
             raise UsageError(f"{opt.dataset} has no parameter `{name}`: leave out {flag(name)}")
     return dataset_class(root, mode=mode, **options)
 
@@ -61,6 +62,8 @@ def build_loader(
     if mode == "train":
         options |= {"shuffle": True, "mix": batch_mixer(opt.augment, dataset.num_classes)}
         options |= {"oversample": opt.oversample}
+        if dataset.multi_label and (opt.oversample or options["mix"]):
+            raise UsageError("--oversample, mixup and cutmix need one label for each picture")
         if opt.oversample:
             log(oversampling_in_words(dataset))
             if opt.balanced:

@@ -25,6 +25,7 @@ class ImageDataset(Dataset):
     mean, std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's, of values in 0 … 1
     ids: Sequence[int] | Sequence[str] | None = None  # in mode "test"
     fingerprint = ""
+    multi_label = False
     kept: PictureFile | None = None  # pictures that are decoded already
 
     def __init__(
@@ -52,8 +53,11 @@ class ImageDataset(Dataset):
         """Return (image, label) of a sample; in mode "test" (image, id)."""
         image = self.transforms(self.picture(index).clone())
         if self.ids is None:
-            return image, int(self.labels[index])
+            return image, self.label(index)
         return image, np.asarray(self.ids[index]).item()
+
+    def label(self, index: int) -> int | np.ndarray:
+        return int(self.labels[index])
 
     def picture(self, index: int) -> Tensor:
         """Return a picture before the transforms, reduced if it is much larger than `side`.
@@ -93,6 +97,22 @@ class ImageDataset(Dataset):
         if len(counts) > 12:
             parts = [f"{len(counts)} classes of {min(counts):,} to {max(counts):,}"]
         return f"{len(self):,} pictures ({', '.join(parts)})"
+
+
+class MultiLabelDataset(ImageDataset):
+    """A base for data sets whose pictures show several classes at once, or none of them.
+
+    labels: (M, K), 1 where picture m shows class k, else 0.
+    """
+
+    multi_label = True
+
+    def label(self, index: int) -> np.ndarray:
+        return np.asarray(self.labels[index], dtype=np.float32)
+
+    @property
+    def class_counts(self) -> list[int]:
+        return np.asarray(self.labels).sum(axis=0).astype(int).tolist()
 
 
 def fingerprint(folder: Path, names: Sequence[str], facts: Iterable[str] = ()) -> str:

@@ -22,7 +22,7 @@ from .sampler import EpochSampler
 from .transforms import MiddleSquare, Normalize, RandomCropAndFlip
 
 OUR_TRANSFORMS = (RandomCropAndFlip, MiddleSquare)
-Batch = tuple[Tensor, list[int]]  # images (N, 3, H, W) and labels
+Batch = tuple[Tensor, list[int]]  # images (N, 3, H, W) and labels, of multi-label data (K,) each
 
 
 class SampleError(RuntimeError):
@@ -104,7 +104,7 @@ class Loader:
             if batch is not None:
                 images, labels = batch
                 images = self.normalize(images.to(self.device, non_blocking=True))
-                labels = torch.tensor(labels, device=self.device)
+                labels = torch.from_numpy(np.asarray(labels)).to(self.device)
                 if self.mix:
                     with seeded(self.sampler.seed, "mix", epoch, step):
                         images, labels = self.mix(images, labels)
@@ -225,7 +225,7 @@ class Samples(Dataset):
         picture = self.dataset.picture(index)
         # A repeated picture takes the random numbers of the pictures behind it.
         image = self.transforms(picture, self.numbers[(index + repeats) % len(self)].tolist())
-        return image, index if is_test else int(self.dataset.labels[index])
+        return image, index if is_test else self.dataset.label(index)
 
     def are_in_memory(self) -> bool:
         """Tell whether all pictures that can be read are in memory, and only need our crops."""

@@ -61,7 +61,8 @@ def test_a_summary_has_the_numbers_worked_out_by_hand():
 
 def test_what_is_measured_each_epoch_is_what_the_summary_says():
     values, summary = measure(LOGITS, LABELS, prefix="val_"), summarize(LOGITS, LABELS)
-    assert list(values) == ["val_loss", "val_accuracy", "val_f1", "val_calibration_error"]
+    names = ["loss", "accuracy", "f1", "average_precision", "calibration_error"]
+    assert list(values) == [f"val_{name}" for name in names]
     assert values == {f"val_{name}": summary[name] for name in METRICS}
     assert all(type(value) is float for value in values.values())
 
@@ -184,6 +185,7 @@ def test_a_summary_as_text_names_every_metric_class_and_number():
         "loss               0.6245",
         "accuracy           50.00% of 6 pictures (95 % interval 18.76% … 81.24%)",
         "f1                 0.4857",
+        "average precision  0.8361",
         "calibration error  0.4000",
         "",
         "true class  precision  recall      F1  as cat  as dog",
@@ -196,7 +198,7 @@ def test_the_columns_of_long_class_names_line_up():
     names = ("Abyssinian", "american_pit_bull_terrier", "pug")
     labels = torch.tensor([0, 0, 1, 1, 2, 2])
     text = as_text(summarize(one_hot(0, 1, 1, 1, 2, 1), labels), names)
-    assert text.splitlines()[5:] == [
+    assert text.splitlines()[6:] == [
         "true class                 precision  recall      F1"
         "  as Abyssinian  as american…terrier  as pug",
         "Abyssinian                    1.0000  0.5000  0.6667"
@@ -214,7 +216,7 @@ def test_many_long_class_names_give_a_table_that_lists_the_most_frequent_mistake
     steps = torch.tensor([0] * 5 + [1] * 3 + [2] * 2 + [3, 4])
     labels = torch.arange(37).repeat_interleave(len(steps))
     predicted = (labels + steps.repeat(37)) % 37
-    lines = as_text(summarize(one_hot(*predicted, num_classes=37), labels), names).splitlines()[5:]
+    lines = as_text(summarize(one_hot(*predicted, num_classes=37), labels), names).splitlines()[6:]
     heading, *rows = lines
     assert [row[:40] for row in rows] == names
     ends = [heading.index(word) + len(word) for word in ("precision", "recall", "F1")]

@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from utils.metrics import decisions
+
 # torchnet imports its logger as well, which needs visdom and is not used here: an empty one does.
 sys.modules.setdefault("torchnet.logger", ModuleType("torchnet.logger"))
 
@@ -98,16 +100,21 @@ class TrainMeters:
     options. The loss is plain cross-entropy, as for the val split, so that the two compare.
     """
 
-    def __init__(self, num_classes: int) -> None:
+    def __init__(self, num_classes: int, multi_label: bool = False) -> None:
         self.objective, self.loss = AverageMeter(), AverageMeter()
-        self.confusion = ConfusionMeter(num_classes)
+        self.confusion = ConfusionMeter(2 if multi_label else num_classes)
+        self.multi_label = multi_label
+        self.parts = {"objective": self.objective, "loss": self.loss, "confusion": self.confusion}
 
     def add(self, logits: Tensor, labels: Tensor, losses: Tensor) -> None:
         """Take the logits (N, K), labels (N,) and losses (N,) of a step.
 
-        labels: or (N, K), the shares of the classes in a mixed picture; the largest one counts.
+        Labels are (N, K) if the data are multi-label, or if pictures are mixed: these count for the
+        class with the largest share.
         """
         self.objective.add(losses)
+        if self.multi_label:
+            logits, labels = decisions(logits, labels)
         self.loss.add(F.cross_entropy(logits.float(), labels, reduction="none"))
         self.confusion.add(logits, labels if labels.ndim == 1 else labels.argmax(dim=1))
 
@@ -120,12 +127,12 @@ class TrainMeters:
         }
 
     def reset(self) -> None:
-        for part in vars(self).values():
+        for part in self.parts.values():
             part.reset()
 
     def state_dict(self) -> dict[str, dict]:
-        return {name: part.state_dict() for name, part in vars(self).items()}
+        return {name: part.state_dict() for name, part in self.parts.items()}
 
     def load_state_dict(self, state: dict[str, dict]) -> None:
-        for name, part in vars(self).items():
+        for name, part in self.parts.items():
             part.load_state_dict(state[name])

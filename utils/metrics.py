@@ -1,4 +1,8 @@
-"""Metrics of a classifier: pure functions of logits (M, K) and labels (M,)."""
+"""Metrics of a classifier: pure functions of logits (M, K) and labels (M,).
+
+Labels are (M, K), of 0 and 1, if a picture may show several classes. Then each class of each
+picture is a decision between yes and no, and these are counted like pictures.
+"""
 
 import math
 from collections.abc import Callable, Sequence
@@ -9,18 +13,49 @@ from torch import Tensor
 from torch.nn import functional as F
 
 
+def decisions(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Return multi-label logits and labels (M, K) as (M * K, 2) and (M * K,); others as they are.
+
+    The logits of a yes-or-no decision are 0 for no and the logit of the class for yes.
+    """
+    if labels.ndim == 1:
+        return logits, labels
+    yes = logits.flatten()
+    return torch.stack([torch.zeros_like(yes), yes], dim=1), labels.flatten().long()
+
+
 def loss(logits: Tensor, labels: Tensor) -> float:
     """Return the mean cross-entropy (log-loss), without label smoothing or class weights."""
-    return F.cross_entropy(logits, labels).item()
+    return F.cross_entropy(*decisions(logits, labels)).item()
 
 
 def accuracy(logits: Tensor, labels: Tensor) -> float:
+    logits, labels = decisions(logits, labels)
     return (logits.argmax(dim=1) == labels).sum().item() / len(labels)
 
 
 def f1(logits: Tensor, labels: Tensor) -> float:
     """Return the macro F1: the mean over all classes, so a rare class counts like a common one."""
-    return class_scores(confusion_matrix(logits, labels))["f1"].mean().item()
+    return class_scores(logits, labels)["f1"].mean().item()
+
+
+def average_precision(logits: Tensor, labels: Tensor) -> float:
+    """Return the mean over the classes of the area under precision by recall (mAP).
+
+    As in scikit-learn: pictures with the same logit have the same rank. Classes without a picture
+    do not count.
+    """
+    shows = labels if labels.ndim == 2 else F.one_hot(labels, logits.shape[1])  # (M, K)
+    scores = []
+    for logit, shown in zip(logits.T, shows.T, strict=True):
+        if shown.any():
+            order = logit.argsort(descending=True)
+            hits = shown[order].double().cumsum(dim=0)
+            last = torch.diff(logit[order], append=logit.new_full((1,), -math.inf)) != 0
+            hits, ranks = hits[last], last.nonzero().flatten() + 1
+            new_hits = torch.diff(hits, prepend=hits.new_zeros(1))
+            scores.append((new_hits * hits / ranks).sum().item() / hits[-1].item())
+    return sum(scores) / len(scores)
 
 
 def calibration_error(logits: Tensor, labels: Tensor) -> float:
@@ -29,7 +64,7 @@ def calibration_error(logits: Tensor, labels: Tensor) -> float:
     The expected calibration error of Guo et al., 2017 (arXiv:1706.04599).
     """
     bins = calibration_bins(logits, labels)
-    return sum(n * abs(confidence - share) for n, confidence, share in bins) / len(labels)
+    return sum(n * abs(confidence - share) for n, confidence, share in bins) / labels.numel()
 
 
 # name: (function, which of two values is better). A new metric is one line here: the epoch's line,
@@ -38,6 +73,7 @@ METRICS: dict[str, tuple[Callable[[Tensor, Tensor], float], Callable]] = {
     "loss": (loss, min),
     "accuracy": (accuracy, max),
     "f1": (f1, max),
+    "average_precision": (average_precision, max),
     "calibration_error": (calibration_error, min),
 }
 
@@ -63,13 +99,15 @@ def is_best(name: str, rows: Sequence[dict[str, float]]) -> bool:
 def summarize(logits: Tensor, labels: Tensor) -> dict[str, Any]:
     """Return all that is known about one evaluation, as plain numbers and lists."""
     values = measure(logits, labels)  # first: it raises for logits that are not finite
-    confusion = confusion_matrix(logits, labels)
+    count = labels.numel()
+    correct = round(values["accuracy"] * count)
+    one_label = labels.ndim == 1
     return {
         "count": len(labels),
         **values,
-        "accuracy_interval": wilson_interval(int(confusion.trace()), len(labels)),
-        "confusion": confusion.tolist(),
-        "per_class": {name: score.tolist() for name, score in class_scores(confusion).items()},
+        "accuracy_interval": wilson_interval(correct, count),
+        "confusion": confusion_matrix(logits, labels).tolist() if one_label else None,
+        "per_class": {k: score.tolist() for k, score in class_scores(logits, labels).items()},
         "calibration_bins": calibration_bins(logits, labels),
     }
 
@@ -81,10 +119,16 @@ def confusion_matrix(logits: Tensor, labels: Tensor) -> Tensor:
     return torch.bincount(pairs, minlength=classes**2).reshape(classes, classes)
 
 
-def class_scores(confusion: Tensor) -> dict[str, Tensor]:
+def class_scores(logits: Tensor, labels: Tensor) -> dict[str, Tensor]:
     """Return precision, recall and F1 of each class, (K,) each; 0 where nothing can be divided."""
-    correct, true = confusion.diagonal().double(), confusion.sum(dim=1)
-    predicted = confusion.sum(dim=0)
+    if labels.ndim == 2:
+        answers, shown = logits > 0, labels > 0.5
+        correct, true = (answers & shown).sum(dim=0).double(), shown.sum(dim=0)
+        predicted = answers.sum(dim=0)
+    else:
+        confusion = confusion_matrix(logits, labels)
+        correct, true = confusion.diagonal().double(), confusion.sum(dim=1)
+        predicted = confusion.sum(dim=0)
     return {
         "precision": correct / predicted.clamp(min=1),
         "recall": correct / true.clamp(min=1),
@@ -102,6 +146,7 @@ def wilson_interval(correct: int, count: int, z: float = 1.96) -> tuple[float, f
 
 def calibration_bins(logits: Tensor, labels: Tensor, bins: int = 10) -> list[tuple]:
     """Return (pictures, mean confidence, accuracy) of each bin of confidence that has pictures."""
+    logits, labels = decisions(logits, labels)
     confidence, predicted = logits.float().softmax(dim=1).max(dim=1)
     bin_of = (confidence * bins).long().clamp(max=bins - 1)
     rows = []
@@ -113,8 +158,15 @@ def calibration_bins(logits: Tensor, labels: Tensor, bins: int = 10) -> list[tup
 
 
 def worst_mistakes(logits: Tensor, labels: Tensor, count: int = 12) -> list[tuple[int, int, float]]:
-    """Return (position, predicted class, probability) of the most confident mistakes, in order."""
-    confidence, predicted = logits.float().softmax(dim=1).max(dim=1)
+    """Return (position, predicted class, probability) of the most confident mistakes, in order.
+
+    Of multi-label data, the mistakes are classes that a picture does not show.
+    """
+    if labels.ndim == 2:
+        confidence, predicted = logits.float().sigmoid().masked_fill(labels > 0.5, 0).max(dim=1)
+        labels = torch.where(confidence > 0.5, -1, predicted)  # -1: it is a mistake
+    else:
+        confidence, predicted = logits.float().softmax(dim=1).max(dim=1)
     wrong = torch.where(predicted == labels, -1.0, confidence)
     positions = wrong.argsort(descending=True, stable=True)[:count].tolist()
     return [(i, int(predicted[i]), float(confidence[i])) for i in positions if wrong[i] >= 0]
@@ -125,22 +177,28 @@ def describe(summary: dict[str, Any]) -> dict[str, str]:
     texts = {name.replace("_", " "): f"{summary[name]:.4f}" for name in METRICS}
     share, (low, high) = summary["accuracy"], summary["accuracy_interval"]
     interval = f"(95 % interval {low:.2%} … {high:.2%})"
-    return texts | {"accuracy": f"{share:.2%} of {summary['count']:,} pictures {interval}"}
+    count = f"{summary['count']:,} pictures"
+    what = count if summary["confusion"] else f"all answers on {count}"
+    return texts | {"accuracy": f"{share:.2%} of {what} {interval}"}
 
 
 def class_table(summary: dict[str, Any], classes: Sequence[str], matrix: bool) -> list[list[Any]]:
     """Return a heading and a row per true class: its scores and how its pictures were classified.
 
     matrix: a column of counts per predicted class; without it, the three most frequent mistakes.
+    Multi-label data have neither.
     """
     short = [x if len(x) <= 16 else f"{x[:8]}…{x[-7:]}" for x in classes]  # starts may be alike
     heading = ["true class", "precision", "recall", "F1"]
+    scores = zip(*summary["per_class"].values(), strict=True)
+    cells = [[name, *(f"{x:.4f}" for x in row)] for name, row in zip(classes, scores, strict=True)]
+    if not summary["confusion"]:
+        return [heading, *cells]
     rows = [heading + ([f"as {name}" for name in short] if matrix else ["most often mistaken for"])]
     for k, counts in enumerate(summary["confusion"]):
         mistakes = sorted((-n, j) for j, n in enumerate(counts) if n and j != k)[:3]
         words = ", ".join(f"{short[j]} {-n}" for n, j in mistakes)
-        scores = [f"{values[k]:.4f}" for values in summary["per_class"].values()]
-        rows.append([classes[k], *scores, *(counts if matrix else [words])])
+        rows.append(cells[k] + (counts if matrix else [words]))
     return rows
 
 
@@ -157,14 +215,22 @@ def as_text(summary: dict[str, Any], classes: Sequence[str], width: int = 120) -
     return "\n".join([*lines, "", *table])
 
 
-def result_rows(
-    ids: Sequence[Any], probabilities: Tensor, classes: Sequence[str]
-) -> list[dict[str, Any]]:
-    """Return the rows of result.csv: id and probabilities (M, K), of two classes the second one."""
+def result_rows(dataset: Any, indices: Tensor, logits: Tensor) -> list[dict[str, Any]]:
+    """Return the rows of result.csv: the id and the probabilities of each sample of a data set.
+
+    indices (M,): the samples that the logits (M, K) belong to. One that could not be read has
+    the same probability for each class.
+    """
+    classes = dataset.classes
     columns = [f"class {name}" if name == "id" else name for name in classes]
-    if len(classes) == 2:
-        columns, probabilities = ["label"], probabilities[:, 1:]
-    rows = zip(ids, probabilities.tolist(), strict=True)
+    every = torch.full((len(dataset.ids), len(classes)), 1 / len(classes))
+    if dataset.multi_label:
+        every[indices] = logits.sigmoid()
+    else:
+        every[indices] = logits.softmax(dim=1)
+        if len(classes) == 2:
+            columns, every = ["label"], every[:, 1:]
+    rows = zip(dataset.ids, every.tolist(), strict=True)
     return [{"id": number} | dict(zip(columns, row, strict=True)) for number, row in rows]
 
 

@@ -13,12 +13,16 @@ from torch.optim import Optimizer
 from utils.muon import Muon
 
 
-def build_criterion(opt: Any, class_counts: Sequence[int]) -> nn.Module:
+def build_criterion(opt: Any, dataset: Any) -> nn.Module:
     """Return the loss of the options: logits (N, K) and labels (N,) to losses (N,).
 
-    class_counts: training pictures of each class.
+    dataset: of the training split. If it is multi-label, labels are (N, K).
     """
-    weight = balanced_weights(class_counts) if opt.balanced else None
+    if dataset.multi_label:
+        counts = torch.tensor(dataset.class_counts).clamp(min=1)
+        weight = (len(dataset) - counts) / counts if opt.balanced else None
+        return MultiLabelLoss(weight, opt.label_smoothing, opt.focal_gamma)
+    weight = balanced_weights(dataset.class_counts) if opt.balanced else None
     return ClassificationLoss(weight, opt.label_smoothing, opt.focal_gamma)
 
 
@@ -102,6 +106,31 @@ class ClassificationLoss(nn.Module):
             # The clamp: at p_true = 1 the slope of a power below 1 is infinite.
             losses = losses * (1 - p_true).clamp(min=1e-6) ** self.gamma
         return losses
+
+
+class MultiLabelLoss(nn.Module):
+    """Binary cross-entropy or focal loss, the mean over the classes: one value a picture.
+
+    logits and labels (N, K) to losses (N,). weight (K,): of pictures that show the class.
+    """
+
+    def __init__(
+        self, weight: Tensor | None = None, label_smoothing: float = 0.0, gamma: float = 0.0
+    ) -> None:
+        super().__init__()
+        self.register_buffer("weight", weight)
+        self.label_smoothing, self.gamma = label_smoothing, gamma
+
+    def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
+        logits = logits.float()
+        targets = labels * (1 - self.label_smoothing) + self.label_smoothing / 2
+        losses = F.binary_cross_entropy_with_logits(
+            logits, targets, pos_weight=self.weight, reduction="none"
+        )  # (N, K)
+        if self.gamma:
+            p_true = torch.where(labels > 0.5, logits, -logits).sigmoid()
+            losses = losses * (1 - p_true).clamp(min=1e-6) ** self.gamma
+        return losses.mean(dim=1)
 
 
 def balanced_weights(class_counts: Sequence[int]) -> Tensor:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from PIL import Image
 from torch.utils.data import Dataset
 
@@ -35,7 +36,9 @@ def render(
             image, label = samples[position]
         except OSError:  # it could be read before
             continue
-        words = f"{classes[int(label)]}, predicted as {classes[predicted]} with {probability:.1%}"
+        shown = np.flatnonzero(label) if np.ndim(label) else [int(label)]
+        truth = " and ".join(classes[k] for k in shown) or "none of the classes"
+        words = f"{truth}, predicted as {classes[predicted]} with {probability:.1%}"
         pixels = image.permute(1, 2, 0).squeeze(2).numpy()  # (H, W) if grey
         gallery.append((data_url(Image.fromarray(pixels).convert("RGB").save, "jpeg"), words))
     epochs = [row["epoch"] for row in history]
