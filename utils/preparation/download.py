@@ -1,10 +1,11 @@
 """Download a file: a broken connection is taken up again, and nothing unfinished looks whole."""
 
 import hashlib
+import re
 import time
 from http.client import HTTPException
 from pathlib import Path
-from urllib.error import HTTPError
+from urllib.error import HTTPError, URLError
 from urllib.request import Request, urlopen
 
 from tqdm import tqdm
@@ -16,6 +17,10 @@ TRY_AGAIN = (408, 429, 500, 502, 503, 504)  # codes of a server that may answer 
 
 class DownloadError(OSError):
     """A download that failed: one line with the address, the reason and what to do."""
+
+
+class Unfinished(OSError):
+    """The end of a file has not come, and another attempt may bring it."""
 
 
 def download(address: str, path: Path, md5: str | None = None) -> Path:
@@ -32,7 +37,7 @@ def download(address: str, path: Path, md5: str | None = None) -> Path:
         try:
             fetch(address, partial)
             break
-        except (OSError, HTTPException) as error:  # timeouts and cut connections are OSErrors
+        except (HTTPException, URLError, ConnectionError, TimeoutError, Unfinished) as error:
             reason = str(error) or type(error).__name__
             final = isinstance(error, HTTPError) and error.code not in TRY_AGAIN
             if wait is None or final:
@@ -47,29 +52,41 @@ def download(address: str, path: Path, md5: str | None = None) -> Path:
 
 
 def fetch(address: str, partial: Path) -> None:
-    """Add to `partial` what it lacks. Raises OSError if the end was not reached."""
+    """Add to `partial` what it lacks. Raises Unfinished if the end was not reached."""
     done = partial.stat().st_size if partial.exists() else 0
     mark = partial.with_name(f"{partial.name}.version")  # of the file that the part belongs to
     known = mark.read_text() if mark.exists() else ""
     headers = {"Range": f"bytes={done}-", "If-Range": known} if done and known else {}
     headers |= {"User-Agent": "python", "Accept-Encoding": "identity"}
-    with urlopen(Request(address, headers=headers), timeout=TIMEOUT) as answer:
-        begins = f"bytes {done}-"
-        goes_on = answer.status == 206 and answer.headers["Content-Range"].startswith(begins)
-        if answer.status == 206 and not goes_on:
-            partial.unlink()
-            raise OSError("the server sends another part than was asked for")
-        mark.write_text(answer.headers["ETag"] or answer.headers["Last-Modified"] or "")
-        left = answer.headers["Content-Length"]
-        total = int(left) + done * goes_on if left else None
-        bar = tqdm(desc=partial.stem, total=total, initial=done * goes_on, unit="B", disable=None)
-        bar.unit_scale = True
-        with bar, open(partial, "ab" if goes_on else "wb") as file:
+    try:
+        answer = urlopen(Request(address, headers=headers), timeout=TIMEOUT)
+    except HTTPError as error:
+        if error.code == 416:  # there is nothing behind our part: it is of another file
+            partial.unlink(missing_ok=True)
+            raise Unfinished("the part that had come belongs to another file") from error
+        raise
+    with answer:
+        version = answer.headers["ETag"] or answer.headers["Last-Modified"] or ""
+        place = re.match(r"bytes (\d+)-\d+/(\d+|\*)", answer.headers["Content-Range"] or "")
+        goes_on = answer.status == 206
+        if goes_on and not (place and int(place[1]) == done and version in ("", known)):
+            partial.unlink(missing_ok=True)
+            raise Unfinished("the server sends another part than was asked for")
+        if not goes_on:
+            partial.unlink(missing_ok=True)
+            mark.write_text(version)
+        length = answer.headers["Content-Length"]
+        total = int(length) + done * goes_on if length else None
+        if goes_on and place[2] != "*":
+            total = int(place[2])
+        options = {"unit": "B", "unit_scale": True, "disable": None}
+        bar = tqdm(desc=partial.stem, total=total, initial=done * goes_on, **options)
+        with bar, open(partial, "ab") as file:
             while data := answer.read(1 << 18):
                 bar.update(file.write(data))
     size = partial.stat().st_size
     if total is not None and size != total:
-        raise OSError(f"the connection ended after {size:,} of {total:,} bytes")
+        raise Unfinished(f"the connection ended after {size:,} of {total:,} bytes")
     mark.unlink()
 
 
