@@ -1013,12 +1013,12 @@ EDITS = [
     ("utils/engine.py", "model.train(was_training)", "pass", "evaluate returns the logits"),
     ("utils/engine.py", "scaler.scale(loss)", "scaler.scale(-loss)", "lowers the loss"),
     ("utils/recipe.py", "in model.parameters() if weight.ndim > 1", "in []", "Steps change"),
-    ("data/build.py", 'shuffle = mode == "train"', "shuffle = False", "in order"),
+    ("data/build.py", '"shuffle": True', '"shuffle": False', "in order"),
     ("main.py", 'build_loader(opt, "val", ', 'build_loader(opt, "train", ', "in order"),
     ("utils/recipe.py", "peak = opt.lr\n", "peak = 9 * opt.lr\n", "in order"),
     ("data/sampler.py", '"order", self.epoch', '"order", 0', "in order"),
     ("data/image_dataset.py", 'augmented = mode == "train"', "augmented = True", "val is not"),
-    ("data/dogcat.py", "by_hash[cut:]", "by_hash", "Train and val share no picture"),
+    ("data/pictures.py", "if split == mode]", "]", "Train and val share no picture"),
 ]
 
 

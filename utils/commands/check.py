@@ -77,7 +77,7 @@ def run(opt: Options, train: Callable) -> list:
             make_model=lambda num_classes: models.new(opt, num_classes).to(device),
             images=images.to(device),
             labels=labels.to(device),
-            criterion=recipe.build_criterion(opt, splits[0].counts).to(device),
+            criterion=recipe.build_criterion(opt, splits[0].dataset).to(device),
             amp=amp,
             rehearse=rehearse,
             folder=Path(opt.checkpoint_root),
