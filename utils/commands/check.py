@@ -34,7 +34,7 @@ def run(opt: Options, train: Callable) -> list:
     from utils.diagnostics import data as data_checks
     from utils.diagnostics import learning as learning_checks
     from utils.diagnostics import model as model_checks
-    from utils.options import find_class
+    from utils.options import UsageError, find_class
 
     given = {name: getattr(opt, name) for name in opt.given if hasattr(DefaultConfig, name)}
     device, amp = set_up_device(opt.use_gpu, opt.precision, opt.deterministic)
@@ -56,6 +56,8 @@ def run(opt: Options, train: Callable) -> list:
             data_checks.Split(mode, data.open_split(opt, mode), make_loader)
             for mode in ("train", "val")
         ]
+        if splits[0].dataset.multi_label:
+            raise UsageError("check knows data with one label for each picture only")
         findings.add(data_checks.CHECKS, data_checks.DataCase(*splits, open_test))
 
         # step 2: the model, on the CPU

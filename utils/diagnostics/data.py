@@ -1,4 +1,7 @@
-"""Is the data sound? Each check takes a DataCase and looks at a few hundred samples."""
+"""Is the data sound? Each check takes a DataCase.
+
+They look at the names and the first bytes of all files, and at a few hundred samples.
+"""
 
 import hashlib
 import inspect
@@ -73,16 +76,23 @@ class Split:
         return [Path(self.dataset.path(index)) for index in range(len(self.dataset))]
 
     @cached_property
+    def headers(self) -> dict[int, dict[str, Any]]:
+        """What the first bytes of all files say, by index. Those that are no pictures lack."""
+        headers = {}
+        for index, path in enumerate(self.paths):
+            with suppress(Exception), Image.open(path) as image:
+                facts = {"width": image.width, "height": image.height, "mode": image.mode}
+                facts |= {"type": image.format, "bytes": path.stat().st_size}
+                headers[index] = facts | {"label": int(self.labels[index])}
+        return headers
+
+    @cached_property
     def files(self) -> dict[int, dict[str, Any]]:
         """Facts about the files of the samples, by index."""
         files = {}
         for index in self.indices:
-            path, facts = self.paths[index], {"label": int(self.labels[index])}
             with suppress(Exception):  # a broken file, which another check reports
-                with Image.open(path) as image:
-                    facts |= {"width": image.width, "height": image.height, "mode": image.mode}
-                    facts |= {"type": image.format, "bytes": path.stat().st_size}
-                picture = read_image(path, side=64)
+                facts, picture = self.headers[index], read_image(self.paths[index], side=64)
                 top, left = (side // 10 for side in picture.shape[1:])
                 middle = picture[:, top : picture.shape[1] - top, left : picture.shape[2] - left]
                 facts |= {"picture": thumbnail(picture), "middle": thumbnail(middle)}
@@ -149,6 +159,11 @@ def pictures_can_be_read(case: DataCase) -> str:
     Do: get the files named here again, or delete them."""
     total = sum(len(split.samples) + len(split.errors) for split in case.splits)
     errors = [error for split in case.splits for error in split.errors.values()]
+    for split in case.splits:
+        if hasattr(split.dataset, "path"):
+            unknown = {*range(len(split.paths))} - {*split.headers} - {*split.errors}
+            errors += [f"{split.paths[index]} is no picture" for index in sorted(unknown)]
+            total += len(split.paths) - len(split.indices)
     rejected = getattr(case.train.dataset, "rejected", {})
     reasons = errors + [f"{name} ({reason})" for name, reason in rejected.items()]
     seen = f"{len(errors)} of {total} cannot: {some(reasons, 3)}"
@@ -213,7 +228,7 @@ def pictures_are_large_enough(case: DataCase) -> str:
     """Pictures are large enough for --image-size
     Why: an enlarged picture shows no more detail, and costs as much time as a sharp one.
     Do: use a smaller --image-size."""
-    sides = sorted(min(facts["width"], facts["height"]) for facts in case.train.files.values())
+    sides = sorted(min(facts["width"], facts["height"]) for facts in case.train.headers.values())
     NotChecked.when(not sides, "no file can be opened as a picture")
     median, size = sides[len(sides) // 2], case.train.batch[0].shape[-1]
     seen = f"shorter sides {sides[0]} … {median} … {sides[-1]} for {size} pixels"
@@ -380,8 +395,9 @@ def no_shortcut(case: DataCase) -> str:
     NotChecked.when(few, "there are too few files")
     scores = {}
     for name in ("width", "height", "bytes", "brightness", "mode", "type"):
-        _, ranks = np.unique([facts[name] for facts in files], return_inverse=True)
-        scores[name] = best_threshold(ranks, labels)
+        known = files if name == "brightness" else [*case.train.headers.values()]
+        _, ranks = np.unique([facts[name] for facts in known], return_inverse=True)
+        scores[name] = best_threshold(ranks, np.array([facts["label"] for facts in known]))
     best = max(scores, key=scores.get)
     seen = f"{best} alone has a balanced accuracy of {scores[best]:.0%}"
     may_be_the_subject = best in ("bytes", "brightness")

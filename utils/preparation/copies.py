@@ -56,10 +56,11 @@ def candidates(images: Tensor) -> tuple[Tensor, float]:
     pairs, usual = [], []
     colors = torch.cat([color_histogram(part.float()) for part in images.split(2000)])
     shapes = torch.cat([shape(part.float()) for part in images.split(2000)])
-    for rows in torch.arange(len(images)).split(1000):
-        by_color = colors[rows] @ colors.T
-        turned = eight_ways(images[rows].float()).unbind(dim=1)
-        by_shape = torch.stack([shape(view) @ shapes.T for view in turned]).amax(dim=0)
+    for rows in torch.arange(len(images)).split(500):
+        by_color = colors[rows] @ colors.T  # (n, M)
+        by_shape = torch.full_like(by_color, -1)
+        for turned in eight_ways(images[rows].float()).unbind(dim=1):
+            torch.maximum(by_shape, shape(turned) @ shapes.T, out=by_shape)
         for similarity in (by_color, by_shape):
             similarity[torch.arange(len(rows)), rows] = -1  # not itself
             near = similarity.topk(min(NEAREST, len(images) - 1), dim=1).indices
