@@ -54,6 +54,12 @@ def list_labelled(root: Path, layout: str, flat_classes: Sequence[str]) -> Listi
     left_out: dict[str, str] = {}
     if layout == "auto":
         layout = find_layout(root, flat_classes)
+    if (layout == "csv") != root.is_file() or (
+        layout == "splits" and "train" not in split_folders(root)
+    ):
+        raise ListError(
+            f"{printable(root)} is not laid out as --layout={layout}: leave out --layout"
+        )
     if layout == "csv":
         pictures = [row for row in read_list(root, left_out) if row.split != "test"]
         classes = classes_of(pictures)
@@ -96,14 +102,16 @@ def find_layout(root: Path, flat_classes: Sequence[str]) -> str:
     """Return the layout of a folder, or of a list, by looking at it."""
     if root.is_file():
         return "csv"
-    if "train" in split_folders(root):
-        return "splits"
-    pattern, has_folders = flat_pattern(flat_classes), False
+    pattern, folders, parts = flat_pattern(flat_classes), set(), split_folders(root)
     for entry in os.scandir(root):
-        if pattern.fullmatch(folded(entry.name)):
+        if pattern.fullmatch(folded(entry.name)) and "train" not in parts:
             return "flat"
-        has_folders |= not is_hidden(entry.name) and os.path.isdir(entry.path)
-    return "folders" if has_folders else "flat"
+        if not is_hidden(entry.name) and os.path.isdir(entry.path):
+            folders.add(entry.name)
+    # A folder `train` among other folders may be a class of vehicles.
+    if "train" in parts and (len(parts) > 1 or folders == {parts["train"]}):
+        return "splits"
+    return "folders" if folders else "flat"
 
 
 def list_flat(

@@ -188,6 +188,26 @@ def test_the_layout_can_be_forced(tmp_path):
     assert dataset.rejected == dict.fromkeys(["cat.1.jpg", "dog.1.jpg"], "it is in no class folder")
 
 
+def test_a_class_may_be_called_train(tmp_path):
+    root = touch(tmp_path / "vehicles", "train/1.jpg", "boat/1.jpg", "plane/1.jpg")
+    assert list(all_of(root).classes) == ["boat", "plane", "train"]
+    root = touch(
+        tmp_path / "split", "train/a/1.jpg", "train/b/1.jpg", "rejected/1.jpg", "test/1.jpg"
+    )
+    assert list(all_of(root).classes) == ["a", "b"] and Pictures(
+        root, mode="test"
+    ).ids.tolist() == [1]
+
+
+@pytest.mark.parametrize("layout", ["csv", "splits"])
+def test_a_layout_that_does_not_fit_is_refused(tmp_path, layout):
+    root = touch(tmp_path, "rose/1.jpg", "tulip/1.jpg")
+    with pytest.raises(
+        ListError, match=f"is not laid out as --layout={layout}: leave out --layout"
+    ):
+        Pictures(root, layout=layout)
+
+
 def test_val_of_the_owner_has_no_other_classes_than_train(tmp_path):
     root = touch(
         tmp_path, "Train/rose/1.jpg", "Train/tulip/1.jpg", "val/rose/2.jpg", "val/lily/1.jpg"

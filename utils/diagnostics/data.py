@@ -89,10 +89,10 @@ class Split:
     @cached_property
     def files(self) -> dict[int, dict[str, Any]]:
         """Facts about the files of the samples, by index."""
-        files = {}
+        files, headers = {}, self.headers
         for index in self.indices:
             with suppress(Exception):  # a broken file, which another check reports
-                facts, picture = self.headers[index], read_image(self.paths[index], side=64)
+                facts, picture = headers[index], read_image(self.paths[index], side=64)
                 top, left = (side // 10 for side in picture.shape[1:])
                 middle = picture[:, top : picture.shape[1] - top, left : picture.shape[2] - left]
                 facts |= {"picture": thumbnail(picture), "middle": thumbnail(middle)}
