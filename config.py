@@ -40,17 +40,19 @@ class DefaultConfig(Options):
     changeable_on_resume = frozenset(CHANGEABLE_ON_RESUME.split())
 
     # Data
-    dataset: str = "DogCat"  # a class of data/
+    dataset: str = "DogCat"  # a class of data/; DogCat takes folders and lists, too
     train_data_root: InputPath = "data/demo/train"  # labelled pictures: a folder or a list
     test_data_root: InputPath = "data/demo/test1"  # pictures to classify: a folder or a list
     layout: Literal["auto", "flat", "folders", "splits", "csv"] = "auto"  # auto finds it by looking
-    val_share: Fraction = 0.3  # share of each class that is val, where the data do not say
+    val_share: Fraction = (
+        0.3  # share of each class that is val, if no folder, list or split.csv says
+    )
     fold: Fold | None = None  # cross-validation: 2/5 makes the second fifth val
     image_size: ImageSize = 128  # pixels a side; smaller is faster, larger shows finer detail
     crop_scale: Fraction = 0.5  # smallest share of a picture's area that a training crop shows
-    augment: Augmentations | None = None  # more of it: randaugment, augmix, cutmix,erasing …
-    oversample: bool = False  # show rare classes as often as others, each picture several times
-    on_bad_image: Literal["skip", "stop"] = "skip"  # skip: left out, up to 1 % of the pictures
+    augment: Augmentations | None = None  # more augmentation, as trivialaugment,cutmix
+    oversample: bool = False  # show classes equally often: pictures of rare ones are repeated
+    on_bad_image: Literal["skip", "stop"] = "skip"  # skip: leave it out, if less than 1 % are bad
     num_workers: WholeNumber | None = None  # loader processes; None: one per core, at most 8
     cache: Literal["auto", "none", "ram", "disk"] = "auto"  # where decoded pictures are kept
     cache_root: str = "data/cache"  # folder of --cache=disk; it may be deleted at any time

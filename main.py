@@ -152,8 +152,8 @@ split = commands.get("split")
 
 
 # What val and test take from a checkpoint, if it is not given to them.
-REMEMBERED = {"model", "dataset", "image_size", "mirror"}
-REMEMBERED |= {"train_data_root", "layout", "val_share", "fold"}
+SPLIT_OPTIONS = {"layout", "val_share", "fold"}
+REMEMBERED = {"model", "dataset", "image_size", "mirror", "train_data_root"} | SPLIT_OPTIONS
 
 
 def open_checkpoint(
@@ -172,7 +172,9 @@ def open_checkpoint(
     path = checkpoint.locate(path)
     contents = checkpoint.read(path)
     saved = contents if "classes" in contents else {}  # a bare state dict has weights only
-    known = {name: x for name, x in saved.get("options", {}).items() if name in REMEMBERED}
+    of_other_data = SPLIT_OPTIONS if "train_data_root" in options else set()
+    wanted = REMEMBERED - of_other_data
+    known = {name: x for name, x in saved.get("options", {}).items() if name in wanted}
     opt = DefaultConfig(**{**known, **options, "load_model_path": path})
     print(f"checkpoint {path}")
     device, amp = set_up_device(opt.use_gpu, opt.precision, opt.deterministic)

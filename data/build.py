@@ -58,7 +58,9 @@ def build_loader(
         dataset.std = saved.get("std", dataset.std)
     if cache != "none":
         log(f"{mode}: {keep_pictures(dataset, cache, Path(opt.cache_root))}")
-    options = {"bad_share": {"skip": 0.01, "stop": 0.0}[opt.on_bad_image]} if mode != "test" else {}
+    if mode == "test":  # an answer is expected for each picture
+        return Loader(dataset, opt.batch_size, opt.num_workers, device, seed=opt.seed)
+    options: dict[str, Any] = {"bad_share": 0.01 if opt.on_bad_image == "skip" else 0.0}
     if mode == "train":
         options |= {"shuffle": True, "mix": batch_mixer(opt.augment, dataset.num_classes)}
         options |= {"oversample": opt.oversample}
@@ -81,8 +83,8 @@ def oversampling_in_words(dataset: ImageDataset) -> str:
 def keep_pictures(dataset: ImageDataset, where: str, folder: Path) -> str:
     """Let a data set keep its decoded pictures, where they fit; return what is done, in words.
 
-    where: "ram"; "disk", a file in `folder`, for later runs too; "auto", in memory if a quarter of
-    the free memory holds them. Raises UsageError if the data set has no pictures to keep.
+    where: "ram", if half of the free memory holds them; "auto", if a quarter does; "disk", a file
+    in `folder`, for later runs too. Raises UsageError if the data set has no pictures to keep.
     """
     name = type(dataset).__name__
     for needed in ["read", "path"] if where == "disk" else ["read"]:
@@ -91,7 +93,8 @@ def keep_pictures(dataset: ImageDataset, where: str, folder: Path) -> str:
     if not hasattr(dataset, "read"):
         return f"pictures are decoded in each epoch, for {name} has no `read`"
     if where == "disk":
-        source = seed_of(str(dataset.path(0).resolve().parent))
+        ends = (str(dataset.path(index).resolve()) for index in (0, len(dataset) - 1))
+        source = seed_of(*ends)
         path = folder / f"{name}-{dataset.mode}-{len(dataset)}-{dataset.side}-{source:x}.pictures"
         dataset.kept = PictureFile(len(dataset), dataset.side, path)
         return f"decoded pictures are kept in {path}"
@@ -122,12 +125,17 @@ def compare(
         source = "the run" if mode == "train" else opt.load_model_path
         classes = f"{saved['classes']}, {opt.dataset} has {list(dataset.classes)}"
         raise CheckpointError(f"{source} has the classes {classes}")
-    if mode == "test" or saved["data"] == dataset.fingerprint:
+    options = saved.get("options", {})
+    other_split = any(
+        getattr(opt, name, None) != options.get(name, getattr(opt, name, None))
+        for name in ("val_share", "fold")
+    )
+    if mode == "test" or (saved["data"] == dataset.fingerprint and not other_split):
         return
     if mode == "val":
         log("the pictures are not those of the training: some of val may have been trained on")
     elif not opt.allow_changes:
         raise CheckpointError(
-            f"{opt.train_data_root} has other pictures than the run was started with; "
-            "--allow-changes takes them"
+            f"{opt.train_data_root} has other pictures than the run was started with, "
+            "or another split; --allow-changes takes them"
         )

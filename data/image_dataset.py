@@ -40,11 +40,11 @@ class ImageDataset(Dataset):
         # A crop of half a picture's area then still has image_size pixels a side.
         self.side = round(2**0.5 * image_size)
         augmented = mode == "train"
-        self.transforms = transforms or (
-            train_transforms(image_size, crop_scale, augment)
-            if augmented
-            else eval_transforms(image_size)
-        )
+        if transforms is None and augmented:
+            transforms = train_transforms(image_size, crop_scale, augment)
+        elif transforms is None:
+            transforms = eval_transforms(image_size)
+        self.transforms = transforms
 
     def __len__(self) -> int:
         return len(self.labels if self.ids is None else self.ids)

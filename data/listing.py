@@ -19,6 +19,7 @@ LAYOUTS = {  # the values of --layout, and what the log says
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif")
 IGNORED = {"thumbs.db", "desktop.ini", "__macosx", "split.csv", "split.html"}
 SPLIT_NAMES = {"train": "train", "training": "train", "test": "test", "test1": "test"}
+SPLIT_NAMES["testing"] = "test"
 SPLIT_NAMES |= dict.fromkeys(("val", "valid", "validation"), "val")
 LISTED_ALREADY = "this folder is listed already, by another name"
 COLUMNS = {  # of a list, and how others call them
@@ -99,19 +100,27 @@ def list_unlabelled(root: Path) -> tuple[Listing, list[int] | list[str]]:
 
 
 def find_layout(root: Path, flat_classes: Sequence[str]) -> str:
-    """Return the layout of a folder, or of a list, by looking at it."""
+    """Return the layout of a folder, or of a list, by looking at it.
+
+    A folder `train` with pictures of any names directly in it is not a split, but a class.
+    """
     if root.is_file():
         return "csv"
-    pattern, folders, parts = flat_pattern(flat_classes), set(), split_folders(root)
-    for entry in os.scandir(root):
-        if pattern.fullmatch(folded(entry.name)) and "train" not in parts:
+    parts = split_folders(root)
+    if "train" in parts and contains_classes(root / parts["train"], flat_classes):
+        return "splits"
+    return contains_classes(root, flat_classes) or "flat"
+
+
+def contains_classes(folder: Path, flat_classes: Sequence[str]) -> str:
+    """Return "flat" or "folders" for a folder that has classes in this way, else ""."""
+    pattern, found = flat_pattern(flat_classes), ""
+    for entry in os.scandir(folder):
+        if pattern.fullmatch(folded(entry.name)):
             return "flat"
         if not is_hidden(entry.name) and os.path.isdir(entry.path):
-            folders.add(entry.name)
-    # A folder `train` among other folders may be a class of vehicles.
-    if "train" in parts and (len(parts) > 1 or folders == {parts["train"]}):
-        return "splits"
-    return "folders" if folders else "flat"
+            found = "folders"
+    return found
 
 
 def list_flat(
@@ -142,7 +151,7 @@ def flat_example(classes: Sequence[str]) -> str:
 
 
 def list_class_folders(
-    root: Path, _: Sequence[str], left_out: dict[str, str], start: str = ""
+    root: Path, _classes: Sequence[str], left_out: dict[str, str], start: str = ""
 ) -> tuple[Sequence[str], list[Picture]]:
     """List `root/start`, where each folder is a class; its pictures may lie in deeper folders.
 
@@ -151,7 +160,7 @@ def list_class_folders(
     entries = sorted_entries(root / start)
     folders = [entry for entry in entries if os.path.isdir(entry.path)]
     if len(folders) == 1 and any(os.path.isdir(e.path) for e in sorted_entries(folders[0].path)):
-        return list_class_folders(root, _, left_out, join(start, folders[0].name))
+        return list_class_folders(root, _classes, left_out, join(start, folders[0].name))
     # A link in a class folder must not lead to another class. Folders come before links to them.
     seen = {identity(root / start)}
     for entry in sorted(folders, key=os.DirEntry.is_symlink):
@@ -187,6 +196,9 @@ def list_splits(
     classes, pictures = found["train"]
     if "val" not in found:
         return classes, pictures
+    for entry in sorted_entries(root):
+        if entry.name not in {*folders.values(), "rejected"}:  # prepare writes rejected/
+            left_out[entry.name] = "it is beside the folders train and val"
     pictures = [picture._replace(split="train") for picture in pictures]
     for picture in found["val"][1]:
         if picture.label in classes:
@@ -214,7 +226,7 @@ def read_list(path: Path, left_out: dict[str, str], labelled: bool = True) -> li
     """
     pictures: dict[str, Picture] = {}
     for number, row in csv_rows(path, needed=("path", "label") if labelled else ("path",)):
-        name, label = row["path"], class_name(row["label"])
+        name, label = within(path.parent, row["path"]), class_name(row["label"])
         split = SPLIT_NAMES.get(row["split"].lower(), "")
         if row["split"] and not split:
             raise ListError(f"{path}, line {number}: {row['split']} is not train, val or test")
@@ -222,6 +234,8 @@ def read_list(path: Path, left_out: dict[str, str], labelled: bool = True) -> li
         if labelled and old.label != label:
             labels = f"{old.label} and {label}"
             raise ListError(f"{path}, line {number}: {name} has two labels, {labels}")
+        if old.split != split:
+            raise ListError(f"{path}, line {number}: {name} is in two splits")
         if not os.path.isfile(path.parent / name):
             left_out[name] = "there is no such file"
         elif labelled and not label and split != "test":
@@ -234,13 +248,21 @@ def read_list(path: Path, left_out: dict[str, str], labelled: bool = True) -> li
     return sorted(pictures.values())
 
 
+def within(folder: Path, path: str) -> str:
+    """Return a path of a list in one form, as seen from `folder`: split.csv has it like this."""
+    if os.path.isabs(path) or "\\" in path or "./" in path or "//" in path:
+        path = Path(os.path.relpath(folder / Path(path), folder)).as_posix()
+    return path
+
+
 def csv_rows(path: Path, needed: Sequence[str]) -> Iterator[tuple[int, dict[str, str]]]:
     """Yield (line number, {column: text}) of a CSV file; COLUMNS has the names of its columns."""
     try:
         with open(path, encoding="utf-8-sig", newline="") as file:
             heading = file.readline()
             delimiter = max(",;\t", key=heading.count)
-            names = [name.strip().lower() for name in heading.split(delimiter)]
+            cells = next(csv.reader([heading], delimiter=delimiter), [])
+            names = [name.strip().lower() for name in cells]
             numbers = {}
             for column, known in COLUMNS.items():
                 found = [number for number, name in enumerate(names) if name in known]

@@ -92,8 +92,8 @@ class Loader:
     ) -> Iterator[tuple[int, Tensor, Tensor]]:
         """Yield (step, images, labels) of an epoch; a title shows a progress bar.
 
-        Batches without a readable image are skipped; UnreadableImage is raised if all are. Labels
-        are (N, K) if the batches are mixed.
+        Batches without a readable image are skipped. Raises UnreadableImage if more than bad_share
+        of the pictures, or all of them, cannot be read. Labels are (N, K) if batches are mixed.
         """
         self.sampler.epoch, self.sampler.first_step = epoch, first_step
         hidden = None if title else True  # None: hidden unless there is a terminal
@@ -117,7 +117,7 @@ class Loader:
         if (count := int(unreadable.sum())) > self.most_unreadable and count < len(unreadable):
             first = self.samples.failure(int(unreadable.nonzero()[0]))
             counts = f"{count:,} of {len(unreadable):,} pictures cannot be read"
-            raise UnreadableImage(f"{counts}: {first}; python main.py prepare sorts them out")
+            raise UnreadableImage(f"{counts}: {first}; `prepare --source=…` sorts such files out")
 
     def raw_batches(self) -> Iterator[Batch | None]:
         """Yield the sampler's batches before normalisation; None: no image is readable."""

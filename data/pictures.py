@@ -108,9 +108,16 @@ class Pictures(ImageDataset):
 
     def _nothing_found(self, count: int) -> str:
         wanted = f"named like {self.example} " if self.layout == "flat" and self.classes else ""
-        has = f"only {count}" if count else f"{len(self.rejected):,} other files"
         folders = [] if self.root.is_file() else sorted_entries(self.root)
         names = [printable(entry.name) for entry in folders if os.path.isdir(entry.path)][:3]
-        inside = f", among them the folders {', '.join(names)}" if names and not count else ""
-        has = has + inside if count or self.rejected else "nothing in it"
-        return f"{printable(self.root)} has no picture {wanted}for {self.mode}; it has {has}"
+        inside = f", among them the folders {', '.join(names)}" if names else ""
+        if count:
+            found = f"only {count} for the other split"
+        elif self.rejected:
+            found = f"{len(self.rejected):,} other files{inside}"
+        else:
+            found = "nothing in it"
+        advice = "; each class needs a folder of its own" if wanted and self.rejected else ""
+        return (
+            f"{printable(self.root)} has no picture {wanted}for {self.mode}; it has {found}{advice}"
+        )

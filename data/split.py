@@ -42,8 +42,10 @@ def splits_of(
     """Return the split of each picture, and the split.csv that was used, if there is one.
 
     verify: compare the pictures with split.csv; raises SplitError if they differ. Raises UsageError
-    for a fold of a data set that its owner has split.
+    for a fold of a data set that its owner has split, and that has no split.csv.
     """
+    if val_share in (0, 1) and not fold:  # all pictures are train, or val: no file can say more
+        return ["val" if val_share else "train"] * len(pictures), None
     file, prefix = find_split_file(root)
     if file:
         splits, groups = read_split_file(file, prefix, pictures, verify)
@@ -107,9 +109,16 @@ def find_split_file(root: Path) -> tuple[Path | None, str]:
     folder = Path(os.path.abspath(root.parent if root.is_file() else root))
     for place, prefix in ((folder, ""), (folder.parent, f"{folder.name}/")):
         file = place / "split.csv"
-        if file.is_file() and any(row.path.startswith(prefix) for row in read_rows(file)):
+        if not file.is_file() or (prefix and not has_our_heading(file)):
+            continue
+        if any(row.path.startswith(prefix) for row in read_rows(file)):
             return file, prefix
     return None, ""
+
+
+def has_our_heading(file: Path) -> bool:
+    with open(file, encoding="utf-8", errors="surrogateescape") as lines:
+        return lines.readline().rstrip("\r\n") == ",".join(HEADING)
 
 
 def read_rows(file: Path) -> Iterator[SplitRow]:
@@ -117,7 +126,8 @@ def read_rows(file: Path) -> Iterator[SplitRow]:
     with open(file, encoding="utf-8", errors="surrogateescape", newline="") as lines:
         reader = csv.reader(lines)
         if next(reader, None) != HEADING:
-            raise SplitError(f"{file}: the first line has to be {','.join(HEADING)}")
+            heading = ",".join(HEADING)
+            raise SplitError(f"{file}: the first line has to be {heading}; rename a file of yours")
         for cells in reader:
             if len(cells) != len(HEADING) or cells[2] not in ("train", "val", "test"):
                 raise SplitError(f"{file}, line {reader.line_num}: this is no row of a split")

@@ -28,7 +28,8 @@ PICTURE_AUGMENTATIONS: dict[str, Callable[[Any], Transform]] = {  # by torchvisi
     "trivialaugment": lambda v2: v2.TrivialAugmentWide(),  # Müller and Hutter, 2021
     "randaugment": lambda v2: v2.RandAugment(),  # Cubuk et al., 2019
     "augmix": lambda v2: v2.AugMix(),  # Hendrycks et al., 2020; slow
-    "erasing": lambda v2: v2.RandomErasing(value=[124, 116, 104]),  # Zhong et al., 2017
+    # Zhong et al., 2017; to ImageNet's mean colour
+    "erasing": lambda v2: v2.RandomErasing(value=[124, 116, 104]),
 }
 
 

@@ -16,10 +16,10 @@ from tests.helpers import PROJECT, SMALL, as_words
 
 pytestmark = pytest.mark.copies
 README = (PROJECT / "README.md").read_text(encoding="utf-8")
-ROW = re.compile(r"^\| (.+?) \| ((?:`\S+\.py` ?|`\S+` ?)+) \| (?:`(.+?)`)? ?\|$", re.M)
+ROW = re.compile(r"^\| (.+?) \| ((?:`\S+` ?)+) \| ((?:`.+?` ?)*)\|$", re.M)
 PARTS = {
-    name.split()[0].strip("`'s"): (re.findall(r"`(.+?)`", f), line)
-    for name, f, line in (
+    name.split()[0].strip("`'s"): (re.findall(r"`(.+?)`", f), re.findall(r"`(.+?)`", lines))
+    for name, f, lines in (
         ROW.findall(README.partition("**What you do not need**")[2].partition("\n## ")[0])
     )
 }
@@ -36,11 +36,11 @@ def copy_project(folder: Path) -> Path:
 
 def remove(part: str, project: Path) -> None:
     """Delete a part as the README's table says."""
-    files, line = PARTS[part]
+    files, lines = PARTS[part]
     for file in files:
         path = project / file
         shutil.rmtree(path) if path.is_dir() else path.unlink()
-    if line:
+    for line in lines:
         text = (project / "main.py").read_text(encoding="utf-8")
         (found,) = [row for row in text.splitlines(keepends=True) if row.startswith(line)]
         (project / "main.py").write_text(text.replace(found, ""), encoding="utf-8")

@@ -16,6 +16,7 @@ from data.listing import SUFFIXES, ListError, sorted_names
 from data.split import HEADING, SplitError, SplitRow, sha256_of, write_rows
 from tests.drawings import draw
 from tests.helpers import PROJECT, SMALL, as_words
+from utils import commands
 from utils.options import UsageError
 
 NAMES = [
@@ -102,6 +103,7 @@ def test_twelve_classes_are_trained_validated_and_tested(twelve, tmp_path, layou
         assert sum(map(float, row.values())) == pytest.approx(1, abs=1e-5)
 
 
+@pytest.mark.skipif("check" not in commands.names(), reason="the command check was removed")
 def test_check_looks_at_folders_as_at_any_data_set(twelve, tmp_path):
     options = {"train_data_root": twelve / "folders", "test_data_root": twelve / "own"}
     options |= {"image_size": 64, "use_gpu": False, "checkpoint_root": tmp_path, "json": True}
@@ -188,9 +190,11 @@ def test_the_layout_can_be_forced(tmp_path):
     assert dataset.rejected == dict.fromkeys(["cat.1.jpg", "dog.1.jpg"], "it is in no class folder")
 
 
-def test_a_class_may_be_called_train(tmp_path):
-    root = touch(tmp_path / "vehicles", "train/1.jpg", "boat/1.jpg", "plane/1.jpg")
-    assert list(all_of(root).classes) == ["boat", "plane", "train"]
+def test_a_class_may_be_called_train_or_test(tmp_path):
+    root = touch(tmp_path / "vehicles", "train/1.jpg", "boat/1.jpg", "test/1.jpg")
+    assert list(all_of(root).classes) == ["boat", "test", "train"]
+    root = touch(tmp_path / "other", "Training/a/1.jpg", "Training/b/1.jpg", "Testing/a/1.jpg")
+    assert list(all_of(root).classes) == ["a", "b"]
     root = touch(
         tmp_path / "split", "train/a/1.jpg", "train/b/1.jpg", "rejected/1.jpg", "test/1.jpg"
     )
@@ -212,10 +216,14 @@ def test_val_of_the_owner_has_no_other_classes_than_train(tmp_path):
     root = touch(
         tmp_path, "Train/rose/1.jpg", "Train/tulip/1.jpg", "val/rose/2.jpg", "val/lily/1.jpg"
     )
+    touch(root, "notes/1.jpg")
     train, val = (Pictures(root, mode=mode) for mode in ("train", "val"))
     assert list(train.classes) == list(val.classes) == ["rose", "tulip"]
     assert paths_of(val) == {"val/rose/2.jpg": "rose"} and len(train) == 2
-    assert train.rejected == {"val/lily/1.jpg": "train has no class lily"}
+    assert train.rejected == {
+        "val/lily/1.jpg": "train has no class lily",
+        "notes": "it is beside the folders train and val",
+    }
     with pytest.raises(UsageError, match=r"split into train and val already: leave out --fold=1/2"):
         Pictures(root, fold="1/2")
 
@@ -235,7 +243,8 @@ def write_list(root: Path, text: str, encoding: str = "utf-8") -> Path:
         "path,label\na/1.jpg,x\na/2.jpg,y\n",
         "\ufefffile;class\r\na/1.jpg;x\r\n\r\na/2.jpg;y\r\n",
         "number\tTarget\tImage\n7\tx\ta/1.jpg\n8\ty \ta/2.jpg",
-        'label,path\nx,"a/1.jpg"\ny,a/2.jpg\nx,a/1.jpg\n',
+        'label,path\nx,"a/1.jpg"\ny,a/2.jpg\nx,./a/1.jpg\n',
+        '"path","label"\n"a/1.jpg","x"\n"a/2.jpg","y"\n',
     ],
 )
 def test_lists_of_all_sorts_are_read(tmp_path, text):
@@ -247,7 +256,7 @@ def test_a_list_may_say_the_split_and_have_absolute_paths(tmp_path):
     text = f"path,label,split\na/1.jpg,x,train\na/2.jpg,y,Training\n{path},x,valid\na/4.jpg,,test\n"
     root = write_list(tmp_path, text)
     assert paths_of(Pictures(root)) == {"a/1.jpg": "x", "a/2.jpg": "y"}
-    assert paths_of(Pictures(root, mode="val")) == {str(path): "x"}
+    assert paths_of(Pictures(root, mode="val")) == {"a/3.jpg": "x"}
     assert Pictures(root, mode="test").ids.tolist() == [4]
 
 
@@ -268,6 +277,7 @@ def test_lines_without_file_or_label_are_left_out_by_name(tmp_path):
         ("name,label\na/1.jpg,x\n", "its first line has to name the columns path and label"),
         ("", "its first line has to name the columns path and label"),
         ("path,label\na/1.jpg,x\na/1.jpg,y\n", "line 3: a/1.jpg has two labels, x and y"),
+        ("path,label,split\na/1.jpg,x,val\na/1.jpg,x,train\n", "line 3: a/1.jpg is in two splits"),
         ("path,label,split\na/1.jpg,x,hold\n", "line 2: hold is not train, val or test"),
         ("path,label,split\na/1.jpg,x,val\na/2.jpg,y,\n", "some lines have a split, others have"),
     ],
@@ -375,6 +385,8 @@ def test_split_csv_is_compared_with_the_pictures(flowers):
     file.write_text("path\n")
     with pytest.raises(SplitError, match="the first line has to be path,class,split,size,sha256"):
         Pictures(flowers)
+    shutil.move(file, flowers.parent / "split.csv")  # a file of somebody else's in the parent
+    assert Pictures(flowers).split_file is None
 
 
 def test_folds_keep_the_groups_of_split_csv_together(flowers):
@@ -400,3 +412,16 @@ def test_names_that_are_not_utf_8_are_kept_in_split_csv(flowers):
     val = Pictures(flowers, mode="val")
     assert b"rose/caf\xe9.jpg" in val.names.tolist()
     assert b"rose/caf\xe9.jpg" not in Pictures(flowers).names.tolist()
+
+
+def test_val_measures_other_data_as_they_are(twelve, tmp_path):
+    options = {"train_data_root": twelve / "list.csv", "layout": "csv", "fold": "2/5"}
+    run("train", checkpoint_root=tmp_path, max_epoch=1, **options, **SMALL)
+    quiet = {name: SMALL[name] for name in ("use_gpu", "precision", "num_workers", "debug_file")}
+    held_out = {"train_data_root": twelve / "folders", "val_share": 1}
+    assert "val: 120 pictures" in run("val", checkpoint_root=tmp_path, **held_out, **quiet)
+    assert "val: 24 pictures" in (out := run("val", checkpoint_root=tmp_path, **quiet))
+    assert "not those of the training" not in out
+    for change in ({"fold": "3/5"}, {"val_share": 1, "fold": "None"}):
+        out = run("val", checkpoint_root=tmp_path, **change, **quiet)
+        assert "the pictures are not those of the training" in out

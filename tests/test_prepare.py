@@ -8,6 +8,7 @@ import itertools
 import os
 import random
 import re
+import shlex
 import shutil
 import signal
 import struct
@@ -26,7 +27,9 @@ from tests.helpers import PROJECT, wait_until
 from utils.commands import prepare
 from utils.commands.prepare import Options
 from utils.drawing import draw
+from utils.options import UsageError
 from utils.preparation import sources
+from utils.preparation.archives import ArchiveError
 from utils.preparation.sources import SourceError
 from utils.signals import Stopped
 
@@ -287,6 +290,62 @@ def test_a_set_split_by_its_owner_stays_split(tmp_path):
     assert not files
     val = Pictures(tmp_path / "new", mode="val")
     assert {*val.names.tolist()} == {f"val/{name}".encode() for name in FOLDERS}
+
+
+def test_the_command_that_is_told_next_works(tmp_path, capsys):
+    names = [f"{split}/{name}" for split in ("train", "val") for name in FOLDERS]
+    photos_in(tmp_path / "my set", *names)
+    prepare.run(Options(prepare_root=tmp_path / "new set", source=str(tmp_path / "my set")))
+    words = shlex.split(capsys.readouterr().out.splitlines()[-1].partition("next: ")[2])
+    assert words[:3] == ["python", "main.py", "train"]
+    options = [*words[3:], "--max-epoch=1", "--image-size=64", "--num-workers=0", "--use-gpu=no"]
+    command = [sys.executable, "main.py", "train", *options, f"--checkpoint-root={tmp_path / 'r'}"]
+    done = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True)
+    assert done.returncode == 0 and "val: 8 pictures (4 Cat, 4 Dog)" in done.stdout, done.stderr
+
+
+def test_what_prepare_cannot_do_is_refused_and_leaves_nothing(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    photos_in(tmp_path / "data" / "mine", *FLAT)
+    refused = [
+        ({"source": "data/mine"}, UsageError, "is the source itself"),
+        ({"source": "."}, UsageError, "has no name: add --prepare-root"),
+        ({"train_data_root": "data/mine"}, UsageError, "takes its pictures from --source"),
+        ({"source": "http://127.0.0.1:1/page"}, SourceError, "is no .zip, .tar, .tar.gz or"),
+    ]
+    for options, error, words in refused:
+        with pytest.raises(error, match=words):
+            prepare.run(Options(**options))
+    (tmp_path / "bad.zip").write_text("no archive")
+    with pytest.raises(ArchiveError, match="cannot be read as an archive"):
+        prepare.run(Options(source="bad.zip"))
+    photos_in(tmp_path / "broken", *FLAT)
+    for path in (tmp_path / "broken").iterdir():
+        path.write_bytes(b"")
+    with pytest.raises(SourceError, match=r"no picture can be used, train/cat\.0\.jpg: no picture"):
+        prepare.run(Options(source="broken"))
+    assert [path.name for path in (tmp_path / "data").iterdir()] == ["mine"]
+
+
+def test_a_second_prepare_of_a_folder_is_refused_while_the_first_goes_on(tmp_path):
+    words = ["-c", LIGHT, str(tmp_path / "demo")]
+    first = subprocess.Popen([sys.executable, *words, "900"], cwd=PROJECT)
+    wait_until(lambda: any((tmp_path / ".demo.partial").glob("train/dog.*")))
+    second = subprocess.run(
+        [sys.executable, *words, "20"], cwd=PROJECT, capture_output=True, text=True
+    )
+    assert second.returncode == 1 and "another process is at work in" in second.stderr
+    assert first.wait() == 0 and len([*(tmp_path / "demo/train").iterdir()]) == 900
+
+
+def test_an_archive_that_was_replaced_is_prepared_anew(tmp_path, monkeypatch):
+    archive = zipped(photos_in(tmp_path / "one", *FLAT), tmp_path / "mine.zip")
+    with monkeypatch.context() as patched, pytest.raises(Stopped):
+        stop = Stopped(signal.SIGTERM)
+        patched.setattr("utils.preparation.look.key_of", lambda path: (_ for _ in ()).throw(stop))
+        prepare.run(Options(prepare_root=tmp_path / "new", source=str(archive)))
+    zipped(photos_in(tmp_path / "two", *FOLDERS), archive)
+    assert {*get(tmp_path, source=str(archive))} == {f"train/{name}" for name in FOLDERS}
 
 
 def test_what_cannot_be_used_is_rejected_with_a_reason_each(tmp_path):

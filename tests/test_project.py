@@ -54,7 +54,8 @@ def imports_of(path: Path) -> set[str]:
 
 ROOMS = {
     *(f"utils.commands.{name}" for name in commands.names()),
-    *("utils.diagnostics", "utils.drawing", "utils.checks", "utils.visdom_client"),
+    *("utils.diagnostics", "utils.preparation", "utils.drawing", "utils.checks"),
+    "utils.visdom_client",
 }
 
 

@@ -18,6 +18,7 @@ import main
 from data import DogCat, Pictures, read_image
 from tests.drawings import draw
 from tests.helpers import PROJECT, as_words
+from utils.options import UsageError
 from utils.preparation.copies import SIDE, find_copies, thumbnail
 from utils.preparation.inspection import TwoLabelsError
 
@@ -56,7 +57,9 @@ def test_planted_copies_of_drawings_are_found_and_no_others():
     originals = [draw("cat", number) for number in range(300)]
     copies = [changed(originals[n], KINDS[n % len(KINDS)], rng, 0.1) for n in range(60)]
     found = find_copies(thumbnails(originals + copies))
-    assert len(found) >= 59 and {*found} <= {(n, 300 + n) for n in range(60)}
+    assert len(found) >= 59 and {pair[:2] for pair in found} <= {(n, 300 + n) for n in range(60)}
+    for first, _, turned in found:
+        assert turned == (KINDS[first % len(KINDS)] in ("mirrored", "turned", "all of it"))
 
 
 def test_a_thumbnail_does_not_depend_on_the_size_of_the_picture():
@@ -90,7 +93,7 @@ def test_pictures_from_one_camera_are_no_copies_but_their_copies_are():
         images.append(frame)
     assert find_copies(thumbnails(images)) == []
     again = changed(images[7], "encoded", random.Random(0))
-    assert find_copies(thumbnails([*images, again])) == [(7, 60)]
+    assert find_copies(thumbnails([*images, again])) == [(7, 60, False)]
 
 
 def test_copies_of_real_photos_are_found_and_distinct_photos_are_not(photos):
@@ -101,7 +104,7 @@ def test_copies_of_real_photos_are_found_and_distinct_photos_are_not(photos):
     for number in range(100):
         with Image.open(paths[20 * number]) as image:
             copies.append(changed(image.convert("RGB"), KINDS[number % len(KINDS)], rng))
-    found = {*find_copies(np.concatenate([whole, thumbnails(copies)]))}
+    found = {pair[:2] for pair in find_copies(np.concatenate([whole, thumbnails(copies)]))}
     assert len(found & {(20 * n, 2000 + n) for n in range(100)}) >= 98
     assert len(found) <= 102
 
@@ -146,7 +149,7 @@ def by_the_data_set(root: Path, data_set: type[Pictures] = Pictures) -> dict[str
 def test_without_copies_the_split_is_that_of_the_hash_rule(flowers, tmp_path):
     before = by_the_data_set(flowers)
     out = split(flowers, tmp_path)
-    assert out == f"{flowers / 'split.csv'}: 28 train, 12 val, 0 test; 0 pairs of copies\n"
+    assert out == f"{flowers}: split.csv: 28 train, 12 val, 0 test; 0 pairs of copies\n"
     assert splits_of(flowers) == before == by_the_data_set(flowers)
     assert "split by" in Pictures(flowers).describe()
 
@@ -224,7 +227,7 @@ def test_copies_between_test_and_train_are_told(flowers, tmp_path):
     shutil.copy(flowers / "rose" / "1.png", tmp_path / "test" / "1.png")
     draw("cat", 900).save(tmp_path / "test" / "2.png")
     out = split(flowers, tmp_path, test_data_root=tmp_path / "test")
-    assert out.endswith("0 test; 1 pairs of copies, 1 of them with a picture of test\n")
+    assert out.endswith("0 test; 1 pairs of copies, 1 of them in two splits\n")
     assert "../test/1.png" not in splits_of(flowers)
     assert "../test/1.png" in (flowers / "split.html").read_text(encoding="utf-8")
 
@@ -233,8 +236,8 @@ def test_broken_pictures_are_named_and_not_in_split_csv(flowers, tmp_path):
     (flowers / "rose" / "5.png").write_bytes((flowers / "rose" / "5.png").read_bytes()[:999])
     (flowers / "notes.txt").write_text("no picture")
     out = split(flowers, tmp_path)
-    assert re.search(r"left out: rose/5\.png \(.*truncated.*\)\n", out)
-    assert "left out: notes.txt (it is in no class folder)\n" in out
+    assert re.search(r"no row: rose/5\.png \(.*truncated.*\)\n", out)
+    assert "no row: notes.txt (it is in no class folder)\n" in out
     assert "rose/5.png" not in splits_of(flowers) and len(splits_of(flowers)) == 39
 
 
@@ -247,3 +250,58 @@ def test_what_was_seen_is_not_looked_at_again(flowers, tmp_path, monkeypatch):
     )
     main.split(train_data_root=flowers, cache_root=tmp_path / "cache")
     assert jobs == [str(flowers / "rose" / "70.png")]
+
+
+def test_a_part_of_the_folder_does_not_cost_the_other_rows(flowers, tmp_path):
+    split(flowers, tmp_path)
+    before = rows_of(flowers)
+    shutil.move(flowers / "rose", tmp_path / "rose")  # as a disk that is not there for a while
+    draw("cat", 800).save(flowers / "tulip" / "80.png")
+    (flowers / "lily").mkdir()
+    draw("dog", 801).save(flowers / "lily" / "81.png")
+    split(flowers, tmp_path)
+    after = rows_of(flowers)
+    assert {path: after[path] for path in before} == before and len(after) == 42
+    with pytest.raises(FileNotFoundError, match="has no picture of a class"):
+        main.split(train_data_root=flowers / "lily", cache_root=tmp_path / "cache")
+
+
+def test_mirror_images_may_be_two_classes(tmp_path):
+    root = tmp_path / "arrows"
+    for number in range(12):
+        arrow = draw("cat", number)
+        for name, image in (("left", arrow), ("right", ImageOps.mirror(arrow))):
+            (root / name).mkdir(parents=True, exist_ok=True)
+            image.save(root / name / f"{number}.png")
+    assert split(root, tmp_path).count("12 pairs of copies") == 1
+    assert set(splits_of(root).values()) == {"train", "val"} and len(splits_of(root)) == 24
+
+
+@pytest.mark.parametrize("form", ["absolute", "dotted", "elsewhere"])
+def test_the_split_of_a_list_is_found_again_however_its_paths_are_written(flowers, tmp_path, form):
+    place = tmp_path / "lists" if form == "elsewhere" else flowers
+    place.mkdir(exist_ok=True)
+    start = {"absolute": f"{flowers}/", "dotted": "./", "elsewhere": "../flowers/"}[form]
+    lines = [f"{start}{p.parent.name}/{p.name},{p.parent.name}" for p in flowers.rglob("*.png")]
+    (place / "list.csv").write_text("\n".join(["path,label", *lines]))
+    shutil.copy(flowers / "rose" / "0.png", flowers / "rose" / "copy.png")
+    with (place / "list.csv").open("a") as file:
+        file.write(f"\n{start}rose/copy.png,rose\n")
+    assert "1 pairs of copies" in split(place / "list.csv", tmp_path)
+    found = by_the_data_set(place / "list.csv")
+    assert found == splits_of(place) and len(found) == 41
+    names = [name for name in found if name.endswith(("rose/0.png", "rose/copy.png"))]
+    assert found[names[0]] == found[names[1]]
+
+
+def test_all_pictures_can_be_measured_in_spite_of_split_csv(flowers, tmp_path):
+    split(flowers, tmp_path)
+    assert Pictures(flowers, mode="val", val_share=1).class_counts == [20, 20]
+
+
+def test_a_data_set_with_its_own_split_is_refused(flowers, tmp_path):
+    class Own(torch.utils.data.Dataset):
+        pass
+
+    with pytest.raises(UsageError, match=r"split\.csv is for Pictures"):
+        main.split(train_data_root=flowers, dataset=Own, cache_root=tmp_path / "cache")

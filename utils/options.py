@@ -125,7 +125,7 @@ def coerce(hint: Any, value: Any) -> Any:
     elif value is None or isinstance(value, bool) or not text:
         pass
     elif hint is str:
-        return text
+        return os.path.expanduser(text) if text.startswith("~/") else text
     elif math.isfinite(number := float(text)) and (hint is float or number == int(number)):
         # A float has no more than 53 bits of a whole number.
         return int(text) if hint is int and text.lstrip("+-").isdigit() else hint(number)

@@ -2,6 +2,7 @@
 
 import os
 import random
+import shlex
 import shutil
 from collections.abc import Callable
 from contextlib import suppress
@@ -9,7 +10,7 @@ from pathlib import Path
 from typing import Annotated
 
 from config import DefaultConfig
-from utils.options import Limits, PositiveInt
+from utils.options import Limits, PositiveInt, UsageError
 
 NAMES = ("demo", "oxford-pets", "microsoft", "kaggle")
 
@@ -35,6 +36,7 @@ class Options(DefaultConfig):
     breeds: bool = False  # oxford-pets: the 37 breeds are the classes, not cat and dog
 
 
+OPTIONS_USED = ("source", "count", "breeds", "seed", "dataset", "layout", "val_share")
 KINDS = ("cat", "dog")  # of the drawn pictures; the index is the label
 TEST_SEEDS = 10**6  # training pictures use the seeds below, test pictures those from here on
 
@@ -46,31 +48,51 @@ def run(opt: Options) -> Path:
     name; after a failure or a signal, the same command goes on in it.
     """
     from utils import files, run_folder
+    from utils.preparation.archives import ArchiveError
+    from utils.preparation.sources import SourceError, archive_name
     from utils.signals import StopRequest
 
-    name = opt.source if opt.source in NAMES else Path(opt.source).name.partition(".")[0]
+    if "train_data_root" in opt.given:
+        raise UsageError("prepare takes its pictures from --source, not --train-data-root")
+    name = opt.source if opt.source in NAMES else archive_name(opt.source).partition(".")[0]
+    if not (opt.prepare_root or name):
+        raise UsageError(f"--source={opt.source} has no name: add --prepare-root=FOLDER")
     root = Path(opt.prepare_root or f"data/{name}")
     target = root.resolve()
-    if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise FileExistsError(f"{target} already exists: delete it or name another folder")
+    if target == Path(opt.source).resolve():
+        raise UsageError(f"{root} is the source itself: name another folder by --prepare-root")
+    if os.path.ismount(target) or (
+        target.exists() and (not target.is_dir() or any(target.iterdir()))
+    ):
+        raise FileExistsError(f"{target} is there already: name another folder by --prepare-root")
     work = target.with_name(f".{target.name}.partial")
-    asked = {name: getattr(opt, name) for name in ("source", "count", "breeds", "seed", "dataset")}
-    if work.exists() and not was_asked(work, asked):
-        shutil.rmtree(work)  # of a command with other options
     work.mkdir(parents=True, exist_ok=True)
     lock = run_folder.lock(work, print)
+    asked = {name: getattr(opt, name) for name in OPTIONS_USED}
+    if os.path.isfile(opt.source):
+        asked["archive"] = [os.path.getsize(opt.source), os.stat(opt.source).st_mtime_ns]
+    if not was_asked(work, asked):  # of a command with other options
+        for path in work.iterdir():
+            if path.name != ".lock":
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
     files.write_json(work / "options.json", asked)
-    with lock, StopRequest(advice="; the same command goes on") as stop:
-        if opt.source == "demo":
-            draw_all(work, opt.count, opt.seed, stop.raise_if_received)
-        else:
-            sort_out(work, opt, stop.raise_if_received)
+    try:
+        with lock, StopRequest(advice="; the same command goes on") as stop:
+            if opt.source == "demo":
+                draw_all(work, opt.count, opt.seed, stop.raise_if_received)
+            else:
+                sort_out(work, opt, stop.raise_if_received)
+    except (ArchiveError, SourceError):  # another attempt would fail as well
+        shutil.rmtree(work)
+        raise
     for file in (".lock", "options.json"):
         (work / file).unlink()
     if target.exists():
         target.rmdir()  # it is empty, and Windows cannot rename to a name that exists
     work.rename(target)
-    print(f"{root} is ready; next: python main.py train --train-data-root={root / 'train'}")
+    train = root if (root / "val").exists() else root / "train"
+    option = shlex.quote(f"--train-data-root={train}")
+    print(f"{root} is ready; next: python main.py train {option}")
     return root
 
 
@@ -123,14 +145,14 @@ def sort_out(work: Path, opt: Options, after_each: Callable[[], object]) -> None
     from utils import files
     from utils.options import find_class
     from utils.preparation import sources
-    from utils.preparation.inspection import inspect
+    from utils.preparation.inspection import inspect_pictures
 
     flat_classes = find_class(data, opt.dataset).classes
-    folder = sources.fetch(opt.source, Path("data/downloads"), work)
+    folder = sources.fetch(opt.source, Path("data/downloads"), work, after_each)
     if opt.source == "oxford-pets":
         found, left_out = sources.plan_pets(folder, opt.breeds)
     else:
-        found, left_out = sources.plan(folder, flat_classes)
+        found, left_out = sources.plan(folder, opt.layout, flat_classes)
     if not found:
         raise sources.SourceError(f"{opt.source} has no picture")
     rejected = work / "rejected"
@@ -141,7 +163,7 @@ def sort_out(work: Path, opt: Options, after_each: Callable[[], object]) -> None
     for path, source in found.items():
         take(source, work / path, link)
         after_each()
-    inspection = inspect(
+    inspection = inspect_pictures(
         root=work if (work / "val").exists() else work / "train",
         folder=work,
         layout="auto",
@@ -153,25 +175,33 @@ def sort_out(work: Path, opt: Options, after_each: Callable[[], object]) -> None
     bad = inspection.contradictions() | inspection.unreadable()
     for number, reason in bad.items():
         picture = inspection.pictures[number]
-        reasons[picture.path] = reason
-        if picture.label:  # an answer is expected for each picture of test1
+        if not picture.label:
+            reason += "; it stays, since an answer is expected for each picture of test1"
+        else:
             path = rejected / picture.path
             path.parent.mkdir(parents=True, exist_ok=True)
             (work / picture.path).replace(path)
+        reasons[picture.path] = reason
     inspection = inspection.without(bad)
+    if not any(picture.label for picture in inspection.pictures):
+        first = next(iter(reasons.items()))
+        raise sources.SourceError(f"{opt.source}: no picture can be used, {first[0]}: {first[1]}")
     inspection.write_page(opt.val_share)
     print(inspection.write(opt.val_share))
     rows = [{"path": printable(path), "reason": reason} for path, reason in reasons.items()]
     if rows:
         files.write_csv(rejected / "reasons.csv", rows)
-    print(f"{len(rows):,} files are rejected" + ", see rejected/reasons.csv" * bool(rows))
-    print(*(f"  {row['path']}: {row['reason']}" for row in rows[:20]), sep="\n")
+        print(f"{len(rows):,} files are not used, see rejected/reasons.csv")
+        print(*(f"  {row['path']}: {row['reason']}" for row in rows[:20]), sep="\n")
     (work / "seen.sqlite").unlink()
     shutil.rmtree(work / "unpacked", ignore_errors=True)
 
 
 def take(source: Path, path: Path, link: bool) -> None:
-    """Copy a file of the source to `path`, unless it is there. link: it may share the contents."""
+    """Copy a file of the source to `path`, unless it is there.
+
+    link: make a second name of the file instead, for a source that is deleted afterwards.
+    """
     if path.exists() or not source.is_file():
         return
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -6,7 +6,7 @@ from config import DefaultConfig
 
 
 class Options(DefaultConfig):
-    """The options of `split` are those in config.py."""
+    """`split` has no options of its own."""
 
     required_path = "train_data_root"
 
@@ -21,19 +21,22 @@ def run(opt: Options) -> Path:
     import data
     from data.read_image import printable
     from data.split import find_split_file
-    from utils.options import find_class
-    from utils.preparation.inspection import TwoLabelsError, inspect
+    from utils.options import UsageError, find_class
+    from utils.preparation.inspection import TwoLabelsError, inspect_pictures
     from utils.signals import StopRequest
 
+    data_set = find_class(data, opt.dataset)
+    if not issubclass(data_set, data.Pictures):
+        raise UsageError(f"{opt.dataset} decides its split by itself: split.csv is for Pictures")
     root, test_root = Path(opt.train_data_root), Path(opt.test_data_root)
     file, _ = find_split_file(root)
     folder = file.parent if file else root.parent if root.is_file() else root
     with StopRequest(advice="; the same command goes on") as stop:
-        inspection = inspect(
+        inspection = inspect_pictures(
             root,
             folder,
             layout=opt.layout,
-            flat_classes=find_class(data, opt.dataset).classes,
+            flat_classes=data_set.classes,
             test_root=test_root if "test_data_root" in opt.given else None,
             memory=Path(opt.cache_root) / "seen.sqlite",
             after_each=stop.raise_if_received,
@@ -41,12 +44,12 @@ def run(opt: Options) -> Path:
     unreadable = inspection.unreadable().items()
     left_out = inspection.left_out | {inspection.pictures[n].path: why for n, why in unreadable}
     for path, reason in left_out.items():
-        print(f"left out: {printable(path)} ({reason})")
+        print(f"no row: {printable(path)} ({reason})")
     inspection.write_page(opt.val_share)
     if contradictions := sorted({*inspection.contradictions().values()}):
         print(*contradictions, sep="\n")
         more = f", and {len(contradictions) - 1} more pairs" if contradictions[1:] else ""
         advice = f"see {folder / 'split.html'}, and delete the wrong ones"
         raise TwoLabelsError(f"{contradictions[0]}{more}: {advice}")
-    print(inspection.write(opt.val_share))
+    print(f"{folder}: {inspection.write(opt.val_share)}")
     return folder / "split.csv"

@@ -42,12 +42,17 @@ def is_archive(path: Path) -> bool:
     return path.name.lower().endswith(ARCHIVES)
 
 
-def unpack(archive: Path, target: Path, allowed: tuple[str, ...] = ()) -> list[Path]:
+def unpack(
+    archive: Path,
+    target: Path,
+    allowed: tuple[str, ...] = (),
+    after_each: Callable[[], object] = lambda: None,
+) -> list[Path]:
     """Unpack an archive into the folder `target`; return the archives in it.
 
-    allowed: names of archives that it may contain. A target that is there is whole, and stays as it
-    is. Raises ArchiveError for an archive that is damaged, or that could write elsewhere, fill the
-    disk, or hide something.
+    allowed: names of archives that it may contain. after_each: is called after each file; what it
+    raises ends the work. A target that is there is whole, and stays as it is. Raises ArchiveError
+    for an archive that is damaged, or that could write elsewhere, fill the disk, or hide something.
     """
     if not target.exists():
         with entries_of(archive) as entries:
@@ -58,6 +63,7 @@ def unpack(archive: Path, target: Path, allowed: tuple[str, ...] = ()) -> list[P
         with entries_of(archive) as entries:
             for entry in entries():
                 write(archive, entry, partial)
+                after_each()
         partial.rename(target)
     return [target / name for name in allowed if (target / name).exists()]
 

@@ -5,6 +5,8 @@ dark at the same places, are candidates; for these, the turn and the cut are sou
 picture into the other.
 """
 
+from collections.abc import Callable
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -26,16 +28,19 @@ def thumbnail(picture: Tensor) -> np.ndarray:
     return F.adaptive_avg_pool2d(picture.float(), SIDE).round().to(torch.uint8).numpy()
 
 
-def find_copies(thumbnails: np.ndarray) -> list[tuple[int, int]]:
-    """Return the pairs of pictures, first < second, that show the same.
+def find_copies(
+    thumbnails: np.ndarray, after_each: Callable[[], object] = lambda: None
+) -> list[tuple[int, int, bool]]:
+    """Return the pairs of pictures that show the same: first < second, and whether one is turned.
 
-    thumbnails: uint8 (M, 3, SIDE, SIDE). The time grows with the square of M: half a minute for
-    25,000 pictures, some minutes for 100,000.
+    thumbnails: uint8 (M, 3, SIDE, SIDE). A mirrored picture counts as turned. The time grows with
+    the square of M: half a minute for 25,000 pictures, some minutes for 100,000. after_each: is
+    called now and then; what it raises ends the search.
     """
     if len(thumbnails) < 2:
         return []
     images = torch.from_numpy(thumbnails)
-    pairs, usual = candidates(images)
+    pairs, usual = candidates(images, after_each)
     # Where all pictures look alike, as from one camera, copies are much more alike than others.
     least_fine = max(LEAST_FINE, 1 - (1 - usual) / 10) if len(images) > 3 * NEAREST else LEAST_FINE
     for score, threshold in ((rough_score, LEAST_ROUGH), (fine_score, least_fine)):
@@ -44,11 +49,18 @@ def find_copies(thumbnails: np.ndarray) -> list[tuple[int, int]]:
             first, second = images[part].float().unbind(dim=1)
             scores = torch.maximum(score(first, second), score(second, first))
             kept.append(part[scores > threshold])
+            after_each()
         pairs = torch.cat(kept)
-    return [(int(first), int(second)) for first, second in pairs]
+    return [(int(a), int(b), is_turned(images[a], images[b])) for a, b in pairs]
 
 
-def candidates(images: Tensor) -> tuple[Tensor, float]:
+def is_turned(first: Tensor, second: Tensor) -> bool:
+    """Return whether one of two copies has to be turned or mirrored to look like the other."""
+    scores = rough_scores(first[None].float(), second[None].float()).amax(dim=(0, 1, 2))  # (8,)
+    return bool(scores[0] < scores.max() - 0.02)
+
+
+def candidates(images: Tensor, after_each: Callable[[], object]) -> tuple[Tensor, float]:
     """Return pairs (P, 2), first < second, that are similar in colours, and in light and dark.
 
     The number is the similarity of light and dark that pictures usually have to the tenth nearest.
@@ -69,6 +81,7 @@ def candidates(images: Tensor) -> tuple[Tensor, float]:
             pair = torch.stack([rows[:, None].expand_as(near), near], dim=2)  # (n, NEAREST, 2)
             pairs.append(pair[alike])
         usual.append(by_shape.gather(1, near[:, -1:]))  # `near` is by shape now
+        after_each()
     pairs = torch.cat(pairs).sort(dim=1).values.unique(dim=0)
     return pairs, torch.cat(usual).median().item()
 

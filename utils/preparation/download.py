@@ -3,6 +3,7 @@
 import hashlib
 import re
 import time
+from collections.abc import Callable
 from http.client import HTTPException
 from pathlib import Path
 from urllib.error import HTTPError, URLError
@@ -23,10 +24,16 @@ class Unfinished(OSError):
     """The end of a file has not come, and another attempt may bring it."""
 
 
-def download(address: str, path: Path, md5: str | None = None) -> Path:
+def download(
+    address: str,
+    path: Path,
+    md5: str | None = None,
+    after_each: Callable[[], object] = lambda: None,
+) -> Path:
     """Download to `path`, unless it is there. A later call goes on where this one was stopped.
 
-    md5: the checksum, if it is known. Raises DownloadError if the server cannot or will not give
+    md5: the checksum, if it is known. after_each: is called now and then; what it raises ends the
+    download. Raises DownloadError if the server cannot or will not give
     the file, or gives another one.
     """
     if path.exists():
@@ -35,7 +42,7 @@ def download(address: str, path: Path, md5: str | None = None) -> Path:
     partial = path.with_name(f"{path.name}.partial")
     for wait in (*WAITS, None):
         try:
-            fetch(address, partial)
+            fetch(address, partial, after_each)
             break
         except (HTTPException, URLError, ConnectionError, TimeoutError, Unfinished) as error:
             reason = str(error) or type(error).__name__
@@ -44,14 +51,16 @@ def download(address: str, path: Path, md5: str | None = None) -> Path:
                 kept = "" if final else "; what has come is kept: try again later"
                 raise DownloadError(f"{address}: {reason}{kept}") from error
             tqdm.write(f"{address}: {reason}; next attempt in {wait} s")
-            time.sleep(wait)
+            for _ in range(10):
+                time.sleep(wait / 10)
+                after_each()
     if md5 and hash_of(partial) != md5:
         partial.unlink()
         raise DownloadError(f"{address} has another checksum than {md5}: deleted, try again")
     return partial.rename(path)
 
 
-def fetch(address: str, partial: Path) -> None:
+def fetch(address: str, partial: Path, after_each: Callable[[], object]) -> None:
     """Add to `partial` what it lacks. Raises Unfinished if the end was not reached."""
     done = partial.stat().st_size if partial.exists() else 0
     mark = partial.with_name(f"{partial.name}.version")  # of the file that the part belongs to
@@ -84,6 +93,7 @@ def fetch(address: str, partial: Path) -> None:
         with bar, open(partial, "ab") as file:
             while data := answer.read(1 << 18):
                 bar.update(file.write(data))
+                after_each()
     size = partial.stat().st_size
     if total is not None and size != total:
         raise Unfinished(f"the connection ended after {size:,} of {total:,} bytes")

@@ -16,6 +16,7 @@ from data.split import (
     SplitRow,
     by_hash,
     find_split_file,
+    read_rows,
     read_split_file,
     split_of_new,
     write_rows,
@@ -67,18 +68,21 @@ class Inspection:
     pictures: list[Picture]  # paths within `folder`; those to classify have no label
     old_splits: list[str]  # from an older split.csv; "" for a new picture
     facts: list[Facts]
-    pairs: list[tuple[int, int]]  # copies, by their numbers
+    pairs: list[tuple[int, int, bool]]  # copies, by their numbers, and whether one is turned
     left_out: dict[str, str]  # path within its root: why it is no picture of the data set
 
     def unreadable(self) -> dict[int, str]:
         return {number: facts.reason for number, facts in enumerate(self.facts) if facts.reason}
 
     def contradictions(self) -> dict[int, str]:
-        """Return the pictures that have another label than their copies, with words on both."""
+        """Return the pictures that have another label than their copies, with words on both.
+
+        Turned and mirrored copies do not count: they may be left and right, or 6 and 9.
+        """
         found = {}
-        for pair in self.pairs:
+        for *pair, turned in self.pairs:
             first, second = (self.pictures[number] for number in pair)
-            if first.label and second.label and first.label != second.label:
+            if first.label and second.label and first.label != second.label and not turned:
                 one, other = (f"{printable(p.path)} ({p.label})" for p in (first, second))
                 found |= dict.fromkeys(pair, f"{one} and {other} are the same picture")
         return found
@@ -118,11 +122,11 @@ class Inspection:
             pictures=[self.pictures[n] for n in kept],
             old_splits=[self.old_splits[n] for n in kept if n < len(self.old_splits)],
             facts=[self.facts[n] for n in kept],
-            pairs=[(new[a], new[b]) for a, b in self.pairs if a in new and b in new],
+            pairs=[(new[a], new[b], t) for a, b, t in self.pairs if a in new and b in new],
         )
 
     def groups(self) -> dict[int, str]:
-        """Return the group of each labelled picture that has copies: the first path of them."""
+        """Return the group of each picture that has copies of its class: the first path of them."""
         first = list(range(len(self.pictures)))
 
         def root(number: int) -> int:
@@ -130,8 +134,9 @@ class Inspection:
                 number = first[number]
             return number
 
-        for pair in self.pairs:
-            if all(self.pictures[number].label for number in pair):
+        for *pair, _ in self.pairs:
+            one, other = (self.pictures[number].label for number in pair)
+            if one and one == other:
                 low, high = sorted(map(root, pair))
                 first[high] = low
         roots = [root(number) for number in range(len(first))]
@@ -146,21 +151,25 @@ class Inspection:
             for number, (p, split, f) in enumerate(
                 zip(self.pictures, splits, self.facts, strict=True)
             )
-            if not f.reason and not p.path.startswith("..")  # elsewhere: it was only compared
+            # Pictures to classify that lie elsewhere were only compared.
+            if not f.reason and (p.label or not p.path.startswith(".."))
         ]
-        write_rows(self.folder / "split.csv", rows)
+        file, known = self.folder / "split.csv", {picture.path for picture in self.pictures}
+        if file.exists():  # pictures that are not there now keep their rows
+            rows += [row for row in read_rows(file) if row.path not in known]
+        write_rows(file, rows)
         counts = Counter(row.split for row in rows)
         words = ", ".join(f"{counts[split]:,} {split}" for split in ("train", "val", "test"))
-        across = [pair for pair in self.pairs if len({splits[number] for number in pair}) > 1]
-        left = f", {len(across):,} of them with a picture of test" if across else ""
-        return f"{self.folder / 'split.csv'}: {words}; {len(self.pairs):,} pairs of copies{left}"
+        across = sum(splits[first] != splits[second] for first, second, _ in self.pairs)
+        left = f", {across:,} of them in two splits" if across else ""
+        return f"split.csv: {words}; {len(self.pairs):,} pairs of copies{left}"
 
     def write_page(self, val_share: float) -> None:
         """Write split.html, the pairs of copies with thumbnails; red ones first."""
         from jinja2 import Environment
 
         splits, rows = self.splits(val_share), []
-        for pair in self.pairs:
+        for *pair, _ in self.pairs:
             facts = {(splits[n], self.pictures[n].label) for n in pair}
             rows.append({"red": len(facts) > 1, "pair": pair})
         rows = sorted(rows, key=lambda row: not row["red"])[:PAIRS_SHOWN]
@@ -184,7 +193,7 @@ class Inspection:
         return data_url(Image.fromarray(pixels.transpose(1, 2, 0)).save, "png")
 
 
-def inspect(
+def inspect_pictures(
     root: Path,
     folder: Path,
     layout: str,
@@ -199,6 +208,8 @@ def inspect(
     keeps what was seen. Raises what `look_at_all` and `read_split_file` raise.
     """
     listing = list_labelled(root, layout, flat_classes)
+    if not listing.pictures:
+        raise FileNotFoundError(f"{printable(root)} has no picture of a class")
     left_out = dict(listing.left_out)
     file, start = find_split_file(root)
     old_splits = [""] * len(listing.pictures)
@@ -215,15 +226,16 @@ def inspect(
     facts = look_at_all([folder / p.path for p in pictures], memory, after_each)
     readable = [number for number, fact in enumerate(facts) if not fact.reason]
     pixels = np.frombuffer(bytearray().join(facts[n].thumbnail for n in readable), np.uint8)
-    near = find_copies(pixels.reshape(-1, 3, SIDE, SIDE))
-    pairs = {(readable[first], readable[second]) for first, second in near}
+    near = find_copies(pixels.reshape(-1, 3, SIDE, SIDE), after_each)
+    pairs = {(readable[first], readable[second]): turned for first, second, turned in near}
     same_bytes = defaultdict(list)
     for number in readable:
         same_bytes[facts[number].sha256].append(number)
     for numbers in same_bytes.values():
-        pairs.update(pairwise(numbers))
+        pairs |= dict.fromkeys(pairwise(numbers), False)
     prefix = "" if above == "." else f"{Path(above).as_posix()}/"
-    return Inspection(folder, prefix, pictures, old_splits, facts, sorted(pairs), left_out)
+    copies = sorted((*pair, turned) for pair, turned in pairs.items())
+    return Inspection(folder, prefix, pictures, old_splits, facts, copies, left_out)
 
 
 def within(folder: Path, base: Path, picture: Picture) -> Picture:

@@ -46,24 +46,23 @@ def look_at_all(
     memory: a file that keeps the facts for a later call. after_each: what it raises ends the work.
     """
     memory.parent.mkdir(parents=True, exist_ok=True)
-    with closing(sqlite3.connect(memory, isolation_level=None)) as database:
+    with closing(sqlite3.connect(memory, timeout=60)) as database:
         database.execute(f"CREATE TABLE IF NOT EXISTS facts (key PRIMARY KEY, {COLUMNS})")
         select = f"SELECT {COLUMNS} FROM facts WHERE key = ?"
         keys = [key_of(path) for path in paths]
         rows = (database.execute(select, [key]).fetchone() for key in keys)
         facts = [row and Facts(*row) for row in rows]
         missing = [number for number, known in enumerate(facts) if not known]
-        jobs = [str(paths[number]) for number in missing]
-        database.execute("BEGIN")
-        for count, new in enumerate(run_all(look_at, jobs, "looking at each picture", after_each)):
-            facts[missing[count]] = new
-            database.execute(
-                "INSERT INTO facts VALUES (?, ?, ?, ?, ?)", [keys[missing[count]], *new]
-            )
-            if count % COMMIT_EVERY == 0:
-                database.execute("COMMIT")
-                database.execute("BEGIN")
-        database.execute("COMMIT")
+        results = run_all(look_at, [str(paths[n]) for n in missing], "looking", after_each)
+        for part in range(0, len(missing), COMMIT_EVERY):
+            numbers = missing[part : part + COMMIT_EVERY]
+            for number, seen in zip(numbers, results, strict=False):
+                facts[number] = seen
+            # A file that could not be opened may be opened the next time.
+            new = [(keys[number], *facts[number]) for number in numbers if facts[number].sha256]
+            with database:
+                insert = "INSERT OR REPLACE INTO facts VALUES (?, ?, ?, ?, ?)"
+                database.executemany(insert, new)
     return facts
 
 

@@ -1,10 +1,12 @@
 """Where data sets come from: addresses, archives and folders, and what of them becomes what."""
 
+import hashlib
 import os
 import shutil
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from data.listing import (
     SPLIT_NAMES,
@@ -17,7 +19,7 @@ from data.listing import (
     split_folders,
 )
 
-from .archives import is_archive, unpack
+from .archives import ArchiveError, is_archive, unpack
 from .download import download
 
 OXFORD_PETS = (  # as in torchvision.datasets.OxfordIIITPet: address and MD5
@@ -37,33 +39,52 @@ class SourceError(RuntimeError):
     """A source that gives no data: one line with the reason and what to do."""
 
 
-def fetch(source: str, downloads: Path, work: Path) -> Path:
+def fetch(source: str, downloads: Path, work: Path, after_each: Callable[[], object]) -> Path:
     """Return the folder with the files of a source. Archives are unpacked in `work`.
 
     downloads: the folder for what comes from the network; it is not loaded a second time.
+    after_each: is called now and then; what it raises ends the work.
     """
-    if source == "oxford-pets":
-        archive = download(OXFORD_PETS[0], downloads / "oxford-pets.tar.gz", md5=OXFORD_PETS[1])
-    elif source == "microsoft":
-        archive = download(MICROSOFT, downloads / Path(MICROSOFT).name)
-    elif source == "kaggle":
+    if Path(source).is_dir():
+        return Path(source)
+    address, md5 = {"oxford-pets": OXFORD_PETS, "microsoft": (MICROSOFT, None)}.get(
+        source, (source, None)
+    )
+    if source == "kaggle":
         archive = ask_kaggle(downloads)
-    elif "://" in source:
-        archive = download(source, downloads / Path(source).name)
+    elif "://" in address:
+        # Archives of the same name from two places are two files.
+        place = hashlib.sha256(address.encode()).hexdigest()[:8]
+        archive = downloads / f"{place}-{archive_name(source)}"
+        download(address, archive, md5, after_each)
     else:
         archive = Path(source)
-    if archive.is_dir():
-        return archive
     if not is_archive(archive):
         raise SourceError(f"{archive} is neither a folder nor a .zip, .tar, .tar.gz or .tgz file")
     folder = work / "unpacked"
-    for inner in unpack(archive, folder, allowed=KAGGLE_PARTS):
+    try:
+        inner_archives = unpack(archive, folder, KAGGLE_PARTS, after_each)
+    except ArchiveError as error:
+        advice = f"; delete {archive} to load it again" if archive.parent == downloads else ""
+        raise ArchiveError(f"{error}{advice}") from error
+    for inner in inner_archives:
         part = work / inner.stem
-        unpack(inner, part)
+        unpack(inner, part, after_each=after_each)
         inside = list(part.iterdir())
-        (inside[0] if len(inside) == 1 else part).rename(folder / inner.stem)
+        if not (folder / inner.stem).exists():
+            (inside[0] if len(inside) == 1 else part).rename(folder / inner.stem)
         inner.unlink()
+        shutil.rmtree(part, ignore_errors=True)
     return folder
+
+
+def archive_name(source: str) -> str:
+    """Return the name of the file that a source is, or is loaded from."""
+    address = {"oxford-pets": OXFORD_PETS[0], "microsoft": MICROSOFT}.get(source, source)
+    name = Path(urlsplit(address).path if "://" in address else address).name
+    if "://" in source and not is_archive(Path(name)):
+        raise SourceError(f"{source} is no .zip, .tar, .tar.gz or .tgz file")
+    return name
 
 
 def ask_kaggle(downloads: Path) -> Path:
@@ -84,13 +105,13 @@ def ask_kaggle(downloads: Path) -> Path:
     return archive
 
 
-def plan(folder: Path, flat_classes: Sequence[str]) -> tuple[Plan, dict[str, str]]:
-    """Return which file becomes which of the new folder, and why others are left out.
+def plan(folder: Path, layout: str, flat_classes: Sequence[str]) -> tuple[Plan, dict[str, str]]:
+    """Return {path in the new folder: file of the source}, and why other files are left out.
 
     Labelled pictures come into train/, and into val/ if the source has it; others into test1/.
     """
     folder = inner_folder(folder, flat_classes)
-    listing = list_labelled(folder, "auto", flat_classes)
+    listing = list_labelled(folder, layout, flat_classes)
     found: Plan = {}
     for picture in listing.pictures:
         rest = picture.path
