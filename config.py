@@ -44,9 +44,7 @@ class DefaultConfig(Options):
     train_data_root: InputPath = "data/demo/train"  # labelled pictures: a folder or a list
     test_data_root: InputPath = "data/demo/test1"  # pictures to classify: a folder or a list
     layout: Literal["auto", "flat", "folders", "splits", "csv"] = "auto"  # auto finds it by looking
-    val_share: Fraction = (
-        0.3  # share of each class that is val, if no folder, list or split.csv says
-    )
+    val_share: Fraction = 0.3  # share of each class that is val, unless the data say who is
     fold: Fold | None = None  # cross-validation: 2/5 makes the second fifth val
     image_size: ImageSize = 128  # pixels a side; smaller is faster, larger shows finer detail
     crop_scale: Fraction = 0.5  # smallest share of a picture's area that a training crop shows

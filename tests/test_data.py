@@ -329,7 +329,8 @@ def test_a_folder_without_a_picture_is_refused_with_what_is_inside(pictures, tmp
     assert str(caught.value) == f"{tmp_path} {words}"
     with pytest.raises(FileNotFoundError) as caught:
         DogCat(pictures / "test1", mode="val")
-    words = "has no picture named like cat.12.jpg or dog.12.jpg for val; it has 6 other files"
+    words = "has no picture named like cat.12.jpg or dog.12.jpg for val; it has 6 other files; "
+    words += "each class needs a folder of its own"
     assert str(caught.value) == f"{pictures / 'test1'} {words}"
 
 

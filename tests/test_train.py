@@ -459,7 +459,7 @@ def test_more_broken_pictures_than_a_few_end_the_run_which_can_go_on(option, pic
     with pytest.raises(data.UnreadableImage) as caught:
         train(folder.parent, tmp_path / "runs", max_epoch=1, on_bad_image=option)
     counts = f"{len(whole)} of 42 pictures cannot be read: {paths[0]} is left out: "
-    assert str(caught.value).startswith(counts) and "main.py prepare" in str(caught.value)
+    assert str(caught.value).startswith(counts) and "`prepare --source=…`" in str(caught.value)
     for path, content in whole.items():
         path.write_bytes(content)
     (run,) = (tmp_path / "runs").iterdir()
