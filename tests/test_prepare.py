@@ -329,13 +329,14 @@ def test_what_prepare_cannot_do_is_refused_and_leaves_nothing(tmp_path, monkeypa
 
 def test_a_second_prepare_of_a_folder_is_refused_while_the_first_goes_on(tmp_path):
     words = ["-c", LIGHT, str(tmp_path / "demo")]
-    first = subprocess.Popen([sys.executable, *words, "900"], cwd=PROJECT)
-    wait_until(lambda: any((tmp_path / ".demo.partial").glob("train/dog.*")))
+    first = signalled(tmp_path, [*words, "900"], signal.SIGSTOP, to_group=False)
     second = subprocess.run(
         [sys.executable, *words, "20"], cwd=PROJECT, capture_output=True, text=True
     )
+    os.kill(first.pid, signal.SIGCONT)
     assert second.returncode == 1 and "another process is at work in" in second.stderr
-    assert first.wait() == 0 and len([*(tmp_path / "demo/train").iterdir()]) == 900
+    output(first)
+    assert first.returncode == 0 and len([*(tmp_path / "demo/train").iterdir()]) == 900
 
 
 def test_an_archive_that_was_replaced_is_prepared_anew(tmp_path, monkeypatch):
