@@ -991,6 +991,7 @@ def test_a_cache_changes_no_bit(pictures, tmp_path, where, num_workers):
 
 @pytest.mark.parametrize("num_workers", [0, 2])
 def test_pictures_in_memory_need_no_file_and_no_worker_any_more(pictures, tmp_path, num_workers):
+    gc.collect()  # ends the workers of other tests
     root = shutil.copytree(pictures / "train", tmp_path / "train")
     dataset = DogCat(root, mode="val", image_size=32)
     dataset.path(3).write_bytes(b"no picture")
