@@ -25,7 +25,8 @@ data/demo: | $(STAMP)
 
 test: $(STAMP)  ## run the tests, those of training in float32 and in bfloat16
 	$(RUN) -m pytest -n auto --dist loadfile
-	TEST_PRECISION=bf16 $(RUN) -m pytest -n auto tests/test_train.py tests/test_run.py tests/test_resume.py
+	TEST_PRECISION=bf16 $(RUN) -m pytest -n auto tests/test_train.py tests/test_run.py tests/test_resume.py \
+		tests/test_augment.py tests/test_multi_label.py
 
 test-copies: $(STAMP)  ## remove and add parts as the README says, on copies; run the suite on each
 	$(RUN) -m pytest -m copies -o faulthandler_timeout=0  # each takes minutes
