@@ -46,6 +46,7 @@ def from_the_readme() -> type[MultiLabelDataset]:
     (code,) = re.findall(r"```python\n# data/colors\.py\n(.+?)```", text, re.S)
     names = {"read_image": read_image, "MultiLabelDataset": MultiLabelDataset}
     exec(re.sub(r"^from \..*$", "", code, flags=re.M), names)
+    names["Colors"].__name__ = "DrawnColors"  # data/ may have a class Colors
     return names["Colors"]
 
 
