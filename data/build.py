@@ -125,12 +125,7 @@ def compare(
         source = "the run" if mode == "train" else opt.load_model_path
         classes = f"{saved['classes']}, {opt.dataset} has {list(dataset.classes)}"
         raise CheckpointError(f"{source} has the classes {classes}")
-    options = saved.get("options", {})
-    other_split = any(
-        getattr(opt, name, None) != options.get(name, getattr(opt, name, None))
-        for name in ("val_share", "fold")
-    )
-    if mode == "test" or (saved["data"] == dataset.fingerprint and not other_split):
+    if mode == "test" or saved["data"] == dataset.fingerprint:
         return
     if mode == "val":
         log("the pictures are not those of the training: some of val may have been trained on")

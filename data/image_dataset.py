@@ -116,13 +116,12 @@ class MultiLabelDataset(ImageDataset):
 
 
 def fingerprint(folder: Path, names: Sequence[str], facts: Iterable[str] = ()) -> str:
-    """Return a hash of all file names, of the facts, and of a part of the contents.
+    """Return a hash of all file names, of what is known of each, and of some contents.
 
-    The part is the size and the first 256 KiB of 64 files.
+    These are the size and the first 256 KiB of 64 files.
     """
     digest = hashlib.sha256(b"\0".join(map(os.fsencode, names)))
-    for fact in facts:
-        digest.update(b"\0" + fact.encode())
+    digest.update("\0".join(facts).encode())
     for name in names[:: math.ceil(len(names) / 64) or 1]:
         with suppress(OSError), open(folder / name, "rb") as file:
             digest.update(b"%d:" % os.fstat(file.fileno()).st_size + file.read(1 << 18))

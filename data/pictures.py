@@ -77,9 +77,7 @@ class Pictures(ImageDataset):
             raise ListError(f"{printable(root)} has one class only, {self.classes[0]}: give it two")
         label_of = {name: label for label, name in enumerate(self.classes)}
         self.labels = np.array([label_of[picture.label] for picture in chosen], dtype=np.int64)
-        told_by_path = self.layout in ("flat", "folders") and not self.split_file
-        pairs = [] if told_by_path else zip(pictures, splits, strict=True)
-        facts = (f"{picture.label}/{split}" for picture, split in pairs)
+        facts = [f"{p.label}/{split}" for p, split in zip(pictures, splits, strict=True)]
         self.fingerprint = fingerprint(self.folder, [p.path for p in pictures], facts)
 
     def read(self, index: int) -> Tensor:
