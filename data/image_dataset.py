@@ -121,7 +121,8 @@ def fingerprint(folder: Path, names: Sequence[str], facts: Iterable[str] = ()) -
     These are the size and the first 256 KiB of 64 files.
     """
     digest = hashlib.sha256(b"\0".join(map(os.fsencode, names)))
-    digest.update("\0".join(facts).encode())
+    for fact in facts:
+        digest.update(b"\0" + fact.encode())
     for name in names[:: math.ceil(len(names) / 64) or 1]:
         with suppress(OSError), open(folder / name, "rb") as file:
             digest.update(b"%d:" % os.fstat(file.fileno()).st_size + file.read(1 << 18))

@@ -77,7 +77,7 @@ class Pictures(ImageDataset):
             raise ListError(f"{printable(root)} has one class only, {self.classes[0]}: give it two")
         label_of = {name: label for label, name in enumerate(self.classes)}
         self.labels = np.array([label_of[picture.label] for picture in chosen], dtype=np.int64)
-        facts = [f"{p.label}/{split}" for p, split in zip(pictures, splits, strict=True)]
+        facts = (f"{p.label}/{split}" for p, split in zip(pictures, splits, strict=True))
         self.fingerprint = fingerprint(self.folder, [p.path for p in pictures], facts)
 
     def read(self, index: int) -> Tensor:
