@@ -86,11 +86,6 @@ class Pictures(ImageDataset):
     def path(self, index: int) -> Path:
         return self.folder / os.fsdecode(self.names[index])
 
-    @property
-    def example(self) -> str:
-        """How files are named that are flat in a folder."""
-        return flat_example(self.classes)
-
     def describe(self) -> str:
         """Return what there is and, once for train and val, what is left out and why."""
         text = f"{super().describe()} in {printable(self.root)}"
@@ -105,7 +100,8 @@ class Pictures(ImageDataset):
         return text
 
     def _nothing_found(self, count: int) -> str:
-        wanted = f"named like {self.example} " if self.layout == "flat" and self.classes else ""
+        flat = self.layout == "flat" and self.classes
+        wanted = f"named like {flat_example(self.classes)} " if flat else ""
         folders = [] if self.root.is_file() else sorted_entries(self.root)
         names = [printable(entry.name) for entry in folders if os.path.isdir(entry.path)][:3]
         inside = f", among them the folders {', '.join(names)}" if names else ""

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from utils.files import replace_file
+from utils.files import digest_of, replace_file
 from utils.options import UsageError
 
 from .listing import Picture
@@ -170,9 +170,4 @@ def difference(row: SplitRow, picture: Picture, folder: str, hashed: bool) -> st
     path = f"{folder}/{row.path}"  # Path and os.path.join take longer, for a million pictures
     if row.size != str(os.stat(path).st_size):
         return "size"
-    return "content" if hashed and row.sha256 != sha256_of(path) else ""
-
-
-def sha256_of(path: str | Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return "content" if hashed and row.sha256 != digest_of(path) else ""

@@ -13,10 +13,11 @@ import pytest
 
 from data import DogCat, Pictures
 from data.listing import SUFFIXES, ListError, sorted_names
-from data.split import HEADING, SplitError, SplitRow, sha256_of, write_rows
+from data.split import HEADING, SplitError, SplitRow, write_rows
 from tests.drawings import draw
 from tests.helpers import PROJECT, SMALL, as_words
 from utils import commands
+from utils.files import digest_of
 from utils.options import UsageError
 
 NAMES = [
@@ -340,7 +341,7 @@ def write_split(root: Path, place: Path, **changes) -> Path:
         file = root / path
         split = ("train", "val")[int(file.stem) % 2]
         name = os.path.relpath(file, place)
-        row = SplitRow(name, label, split, str(file.stat().st_size), sha256_of(file), "")
+        row = SplitRow(name, label, split, str(file.stat().st_size), digest_of(file), "")
         rows.append(row._replace(**changes.get(path, {})) if path in changes else row)
     write_rows(place / "split.csv", rows)
     return place / "split.csv"
@@ -407,7 +408,7 @@ def test_names_that_are_not_utf_8_are_kept_in_split_csv(flowers):
         open(name, "wb").close()
     except OSError:
         pytest.skip("this file system takes no such name")
-    row = SplitRow("rose/" + os.fsdecode(b"caf\xe9.jpg"), "rose", "val", "0", sha256_of(name), "")
+    row = SplitRow("rose/" + os.fsdecode(b"caf\xe9.jpg"), "rose", "val", "0", digest_of(name), "")
     write_rows(flowers / "split.csv", [row])
     val = Pictures(flowers, mode="val")
     assert b"rose/caf\xe9.jpg" in val.names.tolist()

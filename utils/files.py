@@ -5,6 +5,7 @@ No torch here.
 
 import csv
 import errno
+import hashlib
 import io
 import json
 import os
@@ -36,6 +37,12 @@ def replace_file(
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def digest_of(path: str | Path, kind: str = "sha256") -> str:
+    """Return the digest of a file's contents, in hexadecimal digits."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, kind).hexdigest()
 
 
 def previous(path: Path) -> Path:

@@ -290,7 +290,11 @@ def help_text(config: type[Options], commands: Mapping[str, tuple], command: str
     words = {name: text for name, (text, _) in commands.items()}
     words |= {name: (ast.get_docstring(tree) or "").split("\n")[0] for name, tree in trees.items()}
     if command in trees:
-        lines = [words[command], "", f"Options of {command}", *options_of(command).table()]
+        own = options_of(command).table()
+        lines = [words[command], ""]
+        lines += (
+            [f"Options of {command}", *own] if own else [f"{command} has no options of its own."]
+        )
         lines += ["", "All options that `python main.py help` shows can be given, too."]
     else:
         command = "COMMAND"

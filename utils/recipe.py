@@ -108,18 +108,11 @@ class ClassificationLoss(nn.Module):
         return losses
 
 
-class MultiLabelLoss(nn.Module):
+class MultiLabelLoss(ClassificationLoss):
     """Binary cross-entropy or focal loss, the mean over the classes: one value a picture.
 
     logits and labels (N, K) to losses (N,). weight (K,): of pictures that show the class.
     """
-
-    def __init__(
-        self, weight: Tensor | None = None, label_smoothing: float = 0.0, gamma: float = 0.0
-    ) -> None:
-        super().__init__()
-        self.register_buffer("weight", weight)
-        self.label_smoothing, self.gamma = label_smoothing, gamma
 
     def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
         logits = logits.float()

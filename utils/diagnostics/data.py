@@ -3,7 +3,6 @@
 They look at the names and the first bytes of all files, and at a few hundred samples.
 """
 
-import hashlib
 import inspect
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable
@@ -22,6 +21,7 @@ from torch.utils.data import Dataset, Subset
 
 from data import read_image
 from data.loader import SampleError
+from utils.files import digest_of
 from utils.seed import seeded
 
 from . import Doubt, NotChecked, Wrong, checks_in, some
@@ -316,8 +316,8 @@ def files_by_content(paths: Iterable[Path]) -> list[list[Path]]:
         with suppress(OSError):  # another check reports files that cannot be read
             by_size[path.stat().st_size].append(path)
     for path in (path for group in by_size.values() if len(group) > 1 for path in group):
-        with suppress(OSError), open(path, "rb") as file:
-            by_digest[hashlib.file_digest(file, "blake2b").digest()].append(path)
+        with suppress(OSError):
+            by_digest[digest_of(path)].append(path)
     return [group for group in by_digest.values() if len(group) > 1]
 
 

@@ -1,6 +1,5 @@
 """Download a file: a broken connection is taken up again, and nothing unfinished looks whole."""
 
-import hashlib
 import re
 import time
 from collections.abc import Callable
@@ -10,6 +9,8 @@ from urllib.error import HTTPError, URLError
 from urllib.request import Request, urlopen
 
 from tqdm import tqdm
+
+from utils.files import digest_of
 
 TIMEOUT = 30  # seconds without a byte
 WAITS = (1, 2, 4, 8, 16)  # seconds before another attempt
@@ -54,7 +55,7 @@ def download(
             for _ in range(10):
                 time.sleep(wait / 10)
                 after_each()
-    if md5 and hash_of(partial) != md5:
+    if md5 and digest_of(partial, "md5") != md5:
         partial.unlink()
         raise DownloadError(f"{address} has another checksum than {md5}: deleted, try again")
     return partial.rename(path)
@@ -98,8 +99,3 @@ def fetch(address: str, partial: Path, after_each: Callable[[], object]) -> None
     if total is not None and size != total:
         raise Unfinished(f"the connection ended after {size:,} of {total:,} bytes")
     mark.unlink()
-
-
-def hash_of(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "md5").hexdigest()

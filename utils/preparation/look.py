@@ -25,12 +25,12 @@ class Facts(NamedTuple):
 def look_at(path: str) -> Facts:
     """Read and decode a picture as a whole. It does not have to be read a second time."""
     from data.read_image import UnreadableImage, read_image
-    from data.split import sha256_of
+    from utils.files import digest_of
 
     from .copies import SIDE, thumbnail
 
     try:
-        size, digest = os.path.getsize(path), sha256_of(path)
+        size, digest = os.path.getsize(path), digest_of(path)
         return Facts(size, digest, "", thumbnail(read_image(path, side=2 * SIDE)).tobytes())
     except UnreadableImage as error:
         return Facts(size, digest, str(error).partition(" is left out: ")[2], b"")
