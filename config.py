@@ -30,7 +30,7 @@ COMMANDS = {
 # Options that do not change the result of a run: --resume takes them without --allow-changes.
 CHANGEABLE_ON_RESUME = """
     save_minutes num_workers cache cache_root train_data_root test_data_root env visdom_port checks
-    print_freq debug_file traceback debug_on_error checkpoint_root result_file
+    print_freq histograms debug_file traceback debug_on_error checkpoint_root result_file
 """
 
 
@@ -94,6 +94,7 @@ class DefaultConfig(Options):
     visdom_port: PositiveInt = 8097  # port of a visdom server on this machine, if there is one
     checks: Literal["off", "start", "always"] = "start"  # stop at NaN or inf; start: first 20 steps
     print_freq: PositiveInt = 20  # steps between two points of the training curves
+    histograms: bool = False  # show weights and gradients by layer after each epoch
     debug_file: str | None = "/tmp/debug"  # create it while a run goes on: ipdb opens in its loop
     traceback: bool = False  # show the whole traceback of a failure
     debug_on_error: bool = False  # open the debugger where a failure happened

@@ -22,7 +22,6 @@ if __name__ == "__main__":  # ends the program for wrong usage and help, before 
 import fire
 from fire.decorators import SetParseFn
 from torch import nn
-from torch.utils.data import Subset
 
 import data
 import models
@@ -57,19 +56,20 @@ def train(**options) -> Path:
 
     # step 4: make the run's folder, or restore the state of the run; history: a dict per epoch
     first_epoch, first_step, history = run.start(
-        train_loader.dataset, amp, model=model, optimizer=optimizer, meters=meters
+        train_loader, val_loader, amp, model=model, optimizer=optimizer, meters=meters
     )
     with train_loader, val_loader, run:  # on leaving, run saves, then the loaders stop
         for epoch in range(first_epoch, opt.max_epoch):
             # step 5: train
             model.train()
             title = f"epoch {epoch + 1}/{opt.max_epoch}"
-            for step, images, labels in train_loader.epoch(epoch, first_step, title):
+            batches = run.watch("train", train_loader.epoch(epoch, first_step, title))
+            for step, images, labels in batches:
                 seed_everything(opt.seed, epoch, step)  # a resumed run has the same dropout
                 progress = (epoch + step / len(train_loader)) / opt.max_epoch
                 lr = recipe.learning_rate(opt, progress, history)
                 recipe.set_lr(optimizer, lr)
-                logits, losses = engine.train_step(
+                logits, losses, norm = engine.train_step(
                     model,
                     images,
                     labels,
@@ -82,14 +82,12 @@ def train(**options) -> Path:
                 )
                 loss = losses.mean()
                 meters.add(logits, labels, losses)
-                if (step + 1) % opt.print_freq == 0 or step + 1 == len(train_loader):
-                    global_step = epoch * len(train_loader) + step + 1
-                    run.vis.plot_many({"loss": loss.item(), "lr": lr}, x=global_step)
-                run.step_done(epoch, step + 1, history)  # saves when it is time
+                # It shows these numbers every print_freq steps, and saves when it is time.
+                run.step_done(epoch, step + 1, history, loss=loss, lr=lr, gradient_norm=norm)
                 pause_if_asked(opt.debug_file)
 
             # step 6: validate
-            batches = run.stop_on_signal(val_loader.epoch(title="val"))
+            batches = run.watch("val", val_loader.epoch(title="val"))
             logits, labels = engine.evaluate(model, batches, amp, debug_file=opt.debug_file)
             # `lr` is undefined if the run was resumed after the last step of an epoch.
             row = {"epoch": epoch + 1, "lr": optimizer.param_groups[0]["lr"]}
@@ -101,14 +99,14 @@ def train(**options) -> Path:
             history = [*history, row]
             meters.reset()
             first_step = 0
-            run.epoch_done(epoch + 1, history)  # metrics.csv, log, curves, last.pth and best.pth
+            # It writes metrics.csv, last.pth and best.pth, and shows what is new.
+            run.epoch_done(epoch + 1, history, logits, labels)
 
         # step 8: what the best weights do, in words and pictures
         run.load_best()
-        batches = run.stop_on_signal(val_loader.epoch(title="best"))
+        batches = run.watch("val", val_loader.epoch(title="best"))
         logits, labels = engine.evaluate(model, batches, amp, mirror=opt.mirror)
-        readable = Subset(val_loader.dataset, val_loader.readable())  # those with logits
-        run.write_report(history, logits, labels, readable)
+        run.write_report(history, logits, labels)
     return run.folder
 
 

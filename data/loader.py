@@ -15,6 +15,7 @@ from utils import ALL_CORES, signals
 from utils.device import use_cores
 from utils.failures import one_line
 from utils.seed import seed_of, seeded
+from utils.stopwatch import Stopwatch
 
 from .image_dataset import ImageDataset
 from .read_image import UnreadableImage
@@ -72,6 +73,8 @@ class Loader:
         # In a small data set, a single bad picture may be more than the share.
         self.most_unreadable = max(1, bad_share * len(dataset)) if bad_share else 0
         self.normalize = Normalize(dataset.mean, dataset.std, self.device)
+        self.stopwatch = Stopwatch()
+        self.bar = tqdm(disable=True)  # of the epoch under way
         self.reported: set[int] = set()  # unreadable samples that new_failures has named
         self.batches = DataLoader(
             self.samples,
@@ -96,10 +99,17 @@ class Loader:
         of the pictures, or all of them, cannot be read. Labels are (N, K) if batches are mixed.
         """
         self.sampler.epoch, self.sampler.first_step = epoch, first_step
-        hidden = None if title else True  # None: hidden unless there is a terminal
-        bar_options = {"total": len(self), "initial": first_step, "leave": False, "disable": hidden}
-        bar = tqdm(self.raw_batches(), title, **bar_options)
-        for step, batch in enumerate(bar, start=first_step):
+        self.bar = tqdm(
+            self.stopwatch.timed(self.raw_batches()),
+            title,
+            total=len(self),
+            initial=first_step,
+            unit=" pictures",
+            unit_scale=self.sampler.batch_size,
+            leave=False,
+            disable=None if title else True,  # None: hidden unless there is a terminal
+        )
+        for step, batch in enumerate(self.bar, start=first_step):
             self._limit_failures()
             if batch is not None:
                 images, labels = batch
@@ -108,6 +118,7 @@ class Loader:
                 if self.mix:
                     with seeded(self.sampler.seed, "mix", epoch, step):
                         images, labels = self.mix(images, labels)
+                self.stopwatch.images += len(labels)
                 yield step, images, labels
         if len(self) and self.samples.unreadable.all():
             raise UnreadableImage(f"not one picture could be read: {self.samples.failure(0)}")

@@ -131,7 +131,7 @@ def test_one_looks_around_changes_the_rate_goes_on_and_quits(pictures, tmp_path)
         assert "\n(0, 0)\n" in terminal.answer("p (epoch, step)")
         terminal.answer("opt.lr = 0.001")
         terminal.type("c")
-        terminal.wait_for(r"epoch 1, lr 0\.001,")  # the run goes on, at the new rate
+        terminal.wait_for(r"epoch 1/500, lr 0\.001;")  # the run goes on, at the new rate
         assert lr_of(tmp_path)[0] == 0.001
 
         touch.touch()

@@ -51,7 +51,7 @@ def step(model: nn.Module, criterion=None, lr: float = 1.0, precision=FP32, batc
     before, (images, labels) = weights_of(model), batch or make_batch()
     optimizer = torch.optim.SGD(model.parameters(), lr=lr)
     criterion = criterion or recipe.ClassificationLoss()
-    logits, losses = engine.train_step(
+    logits, losses, _ = engine.train_step(
         model, images, labels, criterion, optimizer, precision, **options
     )
     return logits, losses, weights_of(model) - before

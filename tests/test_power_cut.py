@@ -186,7 +186,7 @@ class Training:
 @pytest.fixture(scope="module")
 def training(pictures, tmp_path_factory) -> Iterator[Training]:
     with pytest.MonkeyPatch.context() as patch:  # drawing curves takes most of the time
-        patch.setattr(report, "render", lambda samples, **parts: repr(parts))
+        patch.setattr(report, "render", lambda page: repr((page.state, page.history)))
         yield Training(pictures, tmp_path_factory.mktemp("training"))
 
 

@@ -1,6 +1,7 @@
 """The commands train, val and test, run as a user runs them, on pictures made in seconds."""
 
 import csv
+import io
 import json
 import os
 import pickle
@@ -16,6 +17,7 @@ from collections import Counter
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -125,7 +127,7 @@ def test_a_run_folder_holds_everything_about_the_run(plain, pictures):
     assert len(events) == 1 and not [name for name in names if name.endswith(".tmp")]
     assert names - events == {
         *("config.json", "environment.json", "metrics.csv", "log.txt"),
-        *("last.pth", "last.previous.pth", "best.pth", "report.html", ".lock"),
+        *("last.pth", "last.previous.pth", "best.pth", "report.html", "autograd.svg", ".lock"),
     }
     options = json.loads((plain / "config.json").read_text())
     assert options == config.DefaultConfig(**options).state_dict()
@@ -144,8 +146,15 @@ def test_metrics_have_a_row_an_epoch_and_the_log_tells_of_each(plain):
     assert list(rows[0]) == names + [f"val_{name}" for name in metrics.METRICS]
     assert rows == [pytest.approx(row) for row in checkpoint.read(plain / "last.pth")["history"]]
     log = (plain / "log.txt").read_text()
-    for row in rows:
-        assert ", ".join(f"{name} {value:.4g}" for name, value in row.items()) in log
+    for row in rows:  # without train_objective, which is train_loss here
+        train = f"loss {row['train_loss']:.4g}, accuracy {row['train_accuracy']:.4g}"
+        named = [(name.replace("_", " "), row[f"val_{name}"]) for name in metrics.METRICS]
+        val = ", ".join(f"{name} {value:.4g}" for name, value in named)
+        line = f"epoch {row['epoch']:.0f}/2, lr {row['lr']:.4g}; train: {train}; val: {val}; "
+        assert re.search(re.escape(line) + r"[\d,]+ pictures/s, \d+% data wait\n", log)
+    assert re.search(
+        "^.{20}options: --train-data-root=.* --max-epoch=2 --batch-size=16 ", log, re.M
+    )
     assert "train: 42 pictures (21 cat, 21 dog)" in log
     assert "val: 18 pictures (9 cat, 9 dog)" in log
 
@@ -156,20 +165,49 @@ def test_the_report_is_one_file_with_its_pictures_inside(plain):
     assert f"{best:.2%} of 18 pictures" in page
     assert page.count('src="data:image/') == page.count("<img") >= 2
     assert "http:" not in page and "https:" not in page
-    assert "<td>batch_size<td>16" in page
+    assert '<td>batch_size<td>16 <span class="faint">(default 64)</span>' in page
 
 
 def test_tensorboard_reads_the_curves_of_the_run(plain):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    events = EventAccumulator(str(plain))
-    events.Reload()
+    events = EventAccumulator(str(plain), size_guidance={"histograms": 0}).Reload()
     rows = metrics_of(plain)
-    assert len(events.Scalars("loss")) == 6  # three steps an epoch, one point each
-    for name in [name for name in rows[0] if name not in ("epoch", "lr")]:
-        points = events.Scalars(name)
-        assert [point.step for point in points] == [1, 2]  # epochs
-        assert [point.value for point in points] == pytest.approx([row[name] for row in rows])
+    per_step = ("loss", "lr", "gradient_norm", "images_per_second", "data_wait")
+    for name in per_step:
+        points = events.Scalars(f"step/{name}")
+        assert [point.step for point in points] == [1, 2, 3, 4, 5, 6]  # three steps an epoch
+        assert all(point.value >= 0 for point in points)
+    names = [name for name in rows[0] if name not in ("epoch", "lr")]
+    for split, _, name in (name.partition("_") for name in names):
+        points = events.Scalars(f"{name}/{split}")
+        assert [point.step for point in points] == [3, 6]
+        values = [row[f"{split}_{name}"] for row in rows]
+        assert [point.value for point in points] == pytest.approx(values)
+    final = [f"final/{name}" for name in metrics.METRICS]
+    assert len(events.Tags()["scalars"]) == len(per_step) + len(names) + len(final)
+    assert [point.step for name in final for point in events.Scalars(name)] == [6] * len(final)
+    # What is no curve.
+    tags = events.Tags()
+    assert tags["graph"] and len(events.Graph().node) > 50
+    pictures = ["first train batch", "first val batch", "confusion", "mistakes"]
+    assert set(tags["images"]) <= {*pictures} and {*pictures[:3]} <= set(tags["images"])
+    for name in tags["images"]:
+        for event in events.Images(name):
+            image = Image.open(io.BytesIO(event.encoded_image_string)).convert("RGB")
+            assert image.size == (event.width, event.height)
+            assert np.asarray(image).std() > 10
+    assert [event.step for event in events.Images("confusion")] == [3, 6]
+    groups = ["picture sizes/width", "picture sizes/height"]
+    groups += [f"confidence/{name}" for name in ("all", "right", "wrong")]
+    groups += ["probability/cat", "probability/dog"]
+    assert set(tags["histograms"]) == {*groups}
+    for event in events.Histograms("confidence/all"):
+        assert event.histogram_value.num == sum(event.histogram_value.bucket) == 18
+    texts = {"options/text_summary", "classes/text_summary", "custom_scalars__config__"}
+    assert set(tags["tensors"]) == texts
+    (table,) = events.Tensors("classes/text_summary")
+    assert "| cat | 21 | 9 |" in table.tensor_proto.string_val[0].decode()
 
 
 # A run is a function of its options.

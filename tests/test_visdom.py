@@ -4,13 +4,17 @@ Delete this file and tests/visdom_server.py with utils/visdom_client.py.
 """
 
 import base64
+import html
 import io
 import json
 import os
 import socket
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from http.client import HTTPConnection
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import numpy as np
@@ -21,9 +25,10 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import main
-from tests.helpers import SMALL
+from tests.helpers import SMALL, wait_until
 from tests.visdom_server import visdom_server
-from utils import visdom_client
+from utils import checkpoint, visdom_client
+from utils.metrics import METRICS
 from utils.visualize import Visualizer
 
 pytestmark = pytest.mark.filterwarnings("ignore:The 'warn' method:DeprecationWarning:visdom")
@@ -49,6 +54,15 @@ class Pages:
     def curve(self, env: str, name: str) -> tuple[list[float], list[float]]:
         (line,) = self.window(env, name)["content"]["data"]
         return values(line["x"]), values(line["y"])
+
+    def lines(self, env: str, name: str) -> dict[str, tuple[list[float], list[float]]]:
+        """The curves of a chart, without what only makes them equally long."""
+        found = {}
+        for line in self.window(env, name)["content"]["data"]:
+            xs, ys = values(line["x"]), values(line["y"])
+            points = [(x, y) for x, y in zip(xs, ys, strict=True) if y is not None and y == y]
+            found[line["name"]] = tuple(map(list, zip(*points, strict=True)))
+        return found
 
     def image(self, env: str, name: str) -> np.ndarray:
         """The image of a window: (H, W, 3)."""
@@ -163,20 +177,61 @@ def test_close_ends_the_thread(vis):
     assert not thread.is_alive() and not vis.connected
 
 
-def test_a_training_shows_its_curves(pages, port, env, pictures, tmp_path, caplog, capfd):
+def test_train_and_val_share_a_chart(vis, env, pages):
+    vis.plot("loss", 3.0, x=5, line="train")
+    vis.plot("loss", 2.0, x=5, line="val")
+    vis.plot("loss", 1.0, x=10, line="train")
+    vis.close()
+    assert pages.lines(env, "loss") == {"train": ([5, 10], [3, 1]), "val": ([5], [2])}
+
+
+def test_histograms_layers_tables_drawings_and_photos_arrive(vis, env, pages):
+    evil = "<script>alert(1)</script>"
+    vis.histogram(
+        "sure", {"right": np.array([0.1, 0.9, 0.9]), evil: np.array([])}, 3, limits=(0, 1)
+    )
+    vis.layers("weights", {"head": torch.ones(10), "body": torch.zeros(5)}, 3)
+    vis.table("classes", [("class", "train"), (evil, 7)])
+    vis.svg("graph", "<svg width='9'><text>conv</text></svg>")
+    vis.photo("mistakes", Image.new("RGB", (40, 20), (200, 0, 0)), 3)
+    vis.close()
+    right, other = pages.window(env, "sure")["content"]["data"]
+    assert (right["name"], sum(values(right["y"]))) == ("right", 3)
+    assert (other["name"], sum(values(other["y"]))) == (html.escape(evil), 0)
+    (rows,) = pages.window(env, "weights")["content"]["data"]
+    assert np.array(rows["z"]).sum(axis=1).tolist() == [1, 0]  # all are 1; zeros have no logarithm
+    text = pages.window(env, "classes")["content"]
+    assert evil not in text and "&lt;script&gt;alert(1)&lt;/script&gt;</td><td>7</td>" in text
+    assert "conv" in pages.window(env, "graph")["content"]
+    assert pages.image(env, "mistakes").shape == (20, 40, 3)
+
+
+def test_a_training_shows_all_of_it(pages, port, env, pictures, tmp_path, caplog, capfd):
     caplog.clear()
-    run = train(pictures, tmp_path, port, env=env)
+    run = train(pictures, tmp_path, port, env=env, histograms=True)
     assert not caplog.records and not capfd.readouterr().err  # nothing of visdom's own messages
-    xs, ys = pages.curve(env, "loss")
-    assert xs == [1, 2, 3, 4]
-    points = EventAccumulator(str(run)).Reload().Scalars("loss")
-    assert ys == pytest.approx([point.value for point in points])
-    assert pages.curve(env, "val_accuracy")[0] == [1, 2]
+    assert_complete(run, pages, env)
+    windows = {"options", "classes", "picture sizes", "autograd graph", "weights", "gradients"}
+    windows |= {"first train batch", "first val batch", "confusion", "confidence", "probability"}
+    assert not [name for name in windows if pages.window(env, name) is None]
 
 
-def train(pictures: Path, root: Path, port: int, env: str = "default") -> Path:
-    options = SMALL | {"visdom_port": port, "env": env, "batch_size": 21, "max_epoch": 2}
-    return main.train(train_data_root=pictures / "train", checkpoint_root=root, **options)
+def assert_complete(run: Path, pages: Pages, env: str) -> None:
+    """Each point of a run's event files is on the server, once and in order."""
+    events = EventAccumulator(str(run)).Reload()
+    tags = [tag for tag in events.Tags()["scalars"] if not tag.startswith("final/")]
+    assert len(tags) == 5 + 3 + len(METRICS)
+    for tag in tags:
+        chart, _, line = tag.rpartition("/")
+        xs, ys = pages.curve(env, tag) if chart == "step" else pages.lines(env, chart)[line]
+        points = events.Scalars(tag)
+        assert xs == [point.step for point in points], tag
+        assert ys == pytest.approx([point.value for point in points]), tag
+
+
+def train(pictures: Path, root: Path, port: int, env: str = "default", **options) -> Path:
+    options = {"batch_size": 21, "max_epoch": 2, "visdom_port": port, "env": env, **options}
+    return main.train(train_data_root=pictures / "train", checkpoint_root=root, **SMALL | options)
 
 
 # A proxy, a server that dies, one that never answers, one that is too slow.
@@ -201,25 +256,169 @@ def test_a_proxy_of_the_environment_is_not_used(env, port, pages, monkeypatch):
         assert pages.window(env, "bars")["content"]["data"][0]["type"] == "bar"
 
 
-def test_a_server_killed_during_training_costs_one_line_and_no_bit(
-    pictures, tmp_path, monkeypatch, capfd
+class Proxy(ThreadingHTTPServer):
+    """Stands between a run and a real server, and answers as `state` says.
+
+    "works"; "mute": no answer; "slow": an answer after a while; "errors": the answer is 500.
+    """
+
+    daemon_threads = True
+
+    def __init__(self, port: int, state: str) -> None:
+        self.port, self.state, self.refused = port, state, 0
+        super().__init__(("127.0.0.1", 0), Forward)
+        threading.Thread(target=self.serve_forever, daemon=True).start()
+
+
+class Forward(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+
+    def do_POST(self) -> None:
+        body = self.rfile.read(int(self.headers["Content-Length"]))
+        if self.server.state == "works" or self.server.state == "slow":
+            time.sleep(0.2 if self.server.state == "slow" else 0)
+            server = HTTPConnection("127.0.0.1", self.server.port)
+            server.request("POST", self.path, body)
+            answer = server.getresponse()
+            text = answer.read()
+            self.send_response(answer.status)
+        elif self.server.state == "errors":
+            self.server.refused += 1
+            text = b"no"
+            self.send_response(500)
+        else:
+            self.server.refused += 1
+            self.close_connection = True
+            while self.server.state == "mute":
+                time.sleep(0.01)
+            return
+        self.send_header("Content-Length", str(len(text)))
+        self.end_headers()
+        self.wfile.write(text)
+
+    def log_message(self, *args: object) -> None:
+        pass
+
+
+@pytest.fixture
+def alone(pictures, tmp_path) -> Path:
+    return train(pictures, tmp_path / "alone", port=1, max_epoch=3)
+
+
+@pytest.fixture
+def impatient(monkeypatch) -> None:
+    monkeypatch.setattr(visdom_client, "SECONDS_TO_RETRY", 0.05)
+    monkeypatch.setattr(visdom_client, "SECONDS_TO_ANSWER", 1.0)
+
+
+def same_weights(one: Path, other: Path) -> bool:
+    first, second = (checkpoint.read(run / "last.pth")["model"] for run in (one, other))
+    return all(torch.equal(first[name], second[name]) for name in first)
+
+
+@pytest.mark.parametrize("state", ["mute", "slow", "errors"])
+def test_a_bad_server_gets_everything_once_it_works_and_changes_no_bit(
+    state, port, pages, env, pictures, tmp_path, alone, impatient, monkeypatch, capfd
 ):
-    alone = train(pictures, tmp_path / "alone", port=1)
+    proxy = Proxy(port, state)
+    callers = set()
+    connect = HTTPConnection.connect
+
+    def note(connection: HTTPConnection) -> None:
+        callers.add(threading.current_thread())
+        connect(connection)
+
+    monkeypatch.setattr(HTTPConnection, "connect", note)
+    epoch_done = main.Run.epoch_done
+
+    def mend(run: main.Run, epochs: int, *parts: object) -> None:
+        if epochs == 2:
+            wait_until(lambda: proxy.refused or state == "slow")
+            proxy.state = "works"
+        epoch_done(run, epochs, *parts)
+
+    monkeypatch.setattr(main.Run, "epoch_done", mend)
+    capfd.readouterr()
+    run = train(pictures, tmp_path, proxy.server_address[1], env=env, max_epoch=3)
+    out, err = capfd.readouterr()
+    assert callers and threading.main_thread() not in callers  # the loop never waits for it
+    assert (out + err).count("does not answer") == (out + err).count("answers again")
+    assert out.count("does not answer") == (state != "slow") and "Traceback" not in out + err
+    assert_complete(run, pages, env)
+    assert same_weights(run, alone)
+    assert (run / "metrics.csv").read_text() == (alone / "metrics.csv").read_text()
+    proxy.shutdown()
+
+
+def test_a_server_started_late_gets_everything(
+    pictures, tmp_path, env, alone, impatient, monkeypatch
+):
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        free = probe.getsockname()[1]
+    with ExitStack() as stack:
+        started = change_in_epoch(
+            2, lambda: stack.enter_context(visdom_server(port=free)), monkeypatch
+        )
+        run = train(pictures, tmp_path, free, env=env, max_epoch=3)
+        assert started == [free]
+        assert_complete(run, Pages(free), env)
+    assert same_weights(run, alone)
+
+
+@pytest.mark.parametrize("restarted_in", [2, 3])
+def test_a_server_that_is_killed_and_restarted_gets_everything_again(
+    restarted_in, pictures, tmp_path, env, alone, impatient, monkeypatch
+):
+    with ExitStack() as first, ExitStack() as second:
+        port = first.enter_context(visdom_server())
+
+        def restart() -> int:
+            wait_until(lambda: Pages(port).window(env, "step/loss"))
+            first.close()  # the new server has other files: it knows nothing
+            return second.enter_context(visdom_server(port=port))
+
+        restarted = change_in_epoch(restarted_in, restart, monkeypatch)
+        run = train(pictures, tmp_path, port, env=env, max_epoch=3)
+        assert restarted == [port]
+        assert_complete(run, Pages(port), env)
+    assert same_weights(run, alone)
+
+
+def change_in_epoch(epoch: int, change: Callable, monkeypatch: pytest.MonkeyPatch) -> list:
+    """Call `change` before an epoch is shown; return the list that takes its answer."""
+    answers, epoch_done = [], main.Run.epoch_done
+
+    def changing(run: main.Run, epochs: int, *parts: object) -> None:
+        if epochs == epoch:
+            answers.append(change())
+        epoch_done(run, epochs, *parts)
+
+    monkeypatch.setattr(main.Run, "epoch_done", changing)
+    return answers
+
+
+def test_a_resumed_run_shows_the_points_of_before(pages, port, env, pictures, tmp_path):
+    run = train(pictures, tmp_path, port=1, env=env, max_epoch=1)  # nothing is delivered
+    main.train(resume=run, max_epoch=3, visdom_port=port)
+    assert_complete(run, pages, env)
+    assert pages.curve(env, "step/loss")[0] == [1, 2, 3, 4, 5, 6]
+
+
+def test_a_server_that_is_gone_at_the_end_costs_a_line_that_says_what_to_do(
+    pictures, tmp_path, impatient, monkeypatch, capfd
+):
     with ExitStack() as stack:
         port = stack.enter_context(visdom_server())
-        plot_many = Visualizer.plot_many
 
-        def kill_and_plot(*args, **kwargs) -> None:
+        def kill() -> None:
+            wait_until(lambda: Pages(port).window("default", "step/loss"))
             stack.close()
-            plot_many(*args, **kwargs)
 
-        monkeypatch.setattr(Visualizer, "plot_many", kill_and_plot)
-        capfd.readouterr()
-        run = train(pictures, tmp_path / "killed", port)
+        change_in_epoch(2, kill, monkeypatch)
+        run = train(pictures, tmp_path, port)
     out, err = capfd.readouterr()
-    assert (out + err).count("visdom failed (OSError: no answer") == 1
-    assert "Traceback" not in out + err and "Error connecting" not in out + err
-    assert (run / "metrics.csv").read_text() == (alone / "metrics.csv").read_text()
+    assert out.count("visdom on port") == 2 and not err
+    assert f"python main.py board --replay={run} shows it\n" in out
 
 
 @contextmanager
@@ -251,44 +450,17 @@ def test_a_native_call_to_a_server_that_died_does_not_raise(monkeypatch, capfd):
         assert vis.connected
         assert vis.bar(X=np.array([1.0, 2.0])) is None
         assert not vis.connected
-        out = f"visdom failed (OSError: no answer from port {port}); the run continues without it"
-        assert capfd.readouterr() == (out + "\n", "")
+        out, err = capfd.readouterr()
+        assert (
+            out.startswith(f"visdom on port {port} does not answer (no answer in 2 s)") and not err
+        )
         vis.close()
-        assert capfd.readouterr() == ("", "")
-        assert not vis.vis.thread.is_alive()
 
 
-@pytest.mark.parametrize("answers", [0, 1, 2], ids=["never", "once", "twice"])
-def test_a_server_that_stops_answering_costs_one_line(answers, capfd, monkeypatch):
-    monkeypatch.setattr(visdom_client, "SECONDS_TO_ANSWER", 0.5)
-    with mute_server(answers) as port:
-        vis = Visualizer("e", None, port)
-        for step in range(50):
-            vis.plot("loss", step)
-        vis.close()
-    out, err = capfd.readouterr()
-    assert out.count("\n") == 1 and out.startswith("visdom failed (OSError: no answer") and not err
-
-
-def test_a_slow_server_does_not_stop_the_loop_and_gets_a_bounded_queue(monkeypatch):
-    class Slow:
-        def line(self, **_) -> None:
-            seen.append(1)
-            may_go_on.wait()
-
-    seen, may_go_on = [], threading.Event()
-    monkeypatch.setattr(visdom_client, "connect", lambda *_: Slow())
-    vis = Visualizer("e", None, port=1)
-    for step in range(1500):  # would never end if a plot waited for the server
-        vis.plot("loss", step)
-    assert vis.connected and len(seen) <= 1
-    may_go_on.set()
-    vis.close()
-    assert 1000 <= len(seen) <= 1001
-
-
-def test_a_call_that_visdom_refuses_costs_one_line(vis, monkeypatch, capfd):
-    vis.vis.send("line", Y=np.zeros((2, 2, 2)))
+def test_a_call_that_visdom_refuses_costs_one_line(vis, env, pages, capfd):
+    vis.vis.show("wrong", "line", Y=np.zeros((2, 2, 2)))
+    vis.plot("loss", 1.0)
     vis.close()
     out, err = capfd.readouterr()
-    assert out.count("\n") == 1 and out.startswith("visdom failed (AssertionError") and not err
+    assert out.count("\n") == 1 and out.startswith("visdom cannot show wrong (AssertionError")
+    assert not err and pages.curve(env, "loss") == ([0], [1.0])

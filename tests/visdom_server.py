@@ -27,13 +27,13 @@ start_server(
 
 
 @contextmanager
-def visdom_server(timeout: float = 60) -> Iterator[int]:
+def visdom_server(timeout: float = 60, port: int | None = None) -> Iterator[int]:
     """Yield the port of a fresh server once it listens; kill the server at the end.
 
     Raises RuntimeError with the end of its log if it does not start within `timeout` seconds.
     """
     with socket.create_server(("127.0.0.1", 0)) as probe:
-        free_port = probe.getsockname()[1]
+        free_port = port or probe.getsockname()[1]
     with tempfile.TemporaryDirectory() as folder:
         log = Path(folder, "server.log")  # a file, since a full pipe would stop the server
         with log.open("w") as out:

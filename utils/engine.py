@@ -24,8 +24,10 @@ def train_step(
     clip_norm: float | None = None,
     accumulate: int = 1,
     guard: bool = True,
-) -> tuple[Tensor, Tensor]:
-    """Update the weights once; return the logits (N, K) and losses (N,) from before the update.
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Update the weights once; return logits (N, K), losses (N,) and the norm of the gradient.
+
+    All of them are from before the update, the norm from before it is clipped.
 
     accumulate: the number of parts in which the batch goes through the model, to save memory; their
     gradients add up to the gradient of the whole batch (not exactly with BatchNorm, which then
@@ -49,7 +51,7 @@ def train_step(
         raise NotFinite(f"{where}; the update was not made")
     amp.step(optimizer)  # calls optimizer.step()
     logits, losses = (torch.cat(tensors) for tensors in zip(*results, strict=True))
-    return logits, losses
+    return logits, losses, norm
 
 
 def split_batch(images: Tensor, labels: Tensor, count: int) -> list[tuple[Tensor, Tensor]]:

@@ -172,6 +172,24 @@ def worst_mistakes(logits: Tensor, labels: Tensor, count: int = 12) -> list[tupl
     return [(i, int(predicted[i]), float(confidence[i])) for i in positions if wrong[i] >= 0]
 
 
+def least_sure_right(
+    logits: Tensor, labels: Tensor, count: int = 12
+) -> list[tuple[int, int, float]]:
+    """Return (position, class, probability) of the least confident right answers, in order.
+
+    Of multi-label data, all classes of such a picture are right; the least sure of them is named.
+    """
+    if labels.ndim == 2:
+        yes = logits.float().sigmoid()
+        right = ((yes > 0.5) == (labels > 0.5)).all(dim=1)
+        confidence, given = torch.maximum(yes, 1 - yes).min(dim=1)
+    else:
+        confidence, given = logits.float().softmax(dim=1).max(dim=1)
+        right = given == labels
+    positions = torch.where(right, confidence, 2.0).argsort(stable=True)[:count].tolist()
+    return [(i, int(given[i]), float(confidence[i])) for i in positions if right[i]]
+
+
 def describe(summary: dict[str, Any]) -> dict[str, str]:
     """Return each metric of a summary as {name: text}."""
     texts = {name.replace("_", " "): f"{summary[name]:.4f}" for name in METRICS}

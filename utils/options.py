@@ -10,6 +10,7 @@ import inspect
 import math
 import os
 import re
+import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -223,6 +224,16 @@ class Options:
         """Return the options that change the result of a run."""
         options = self.state_dict().items()
         return {name: v for name, v in options if name not in self.changeable_on_resume}
+
+    @classmethod
+    def defaults(cls) -> dict[str, Any]:
+        return {name: getattr(cls, name) for name in cls.hints()}
+
+    def as_words(self) -> str:
+        """Return the options that differ from the defaults as words of a command line."""
+        defaults = self.defaults()
+        changed = [(n, x) for n, x in self.state_dict().items() if x != defaults[n]]
+        return shlex.join(f"{flag(name)}={value}" for name, value in changed)
 
     def resumed(self, saved: Mapping[str, Any]) -> "Options":
         """Return the options of a run to resume: `saved`, with the given ones in their place.

@@ -1,24 +1,25 @@
 """A training run: its folder, log and signals, and how its state is saved and resumed."""
 
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
-from torch.utils.data import Dataset
 from tqdm import tqdm
 
-from utils import ALL_CORES, checkpoint, files, metrics, report, run_folder
+from utils import ALL_CORES, checkpoint, files, metrics, run_folder
 from utils.checkpoint import plain_copy
 from utils.device import OWN_CORE, Precision, has_native_bf16, use_cores
 from utils.guard import NotFinite, not_finite
 from utils.options import Options
 from utils.signals import StopRequest
-from utils.visualize import Visualizer
+from utils.watch import Watch
 
+Batch = tuple[int, Tensor, Tensor]  # step, images (N, 3, H, W), labels (N,)
 History = list[dict[str, float]]  # a row an epoch
 
 
@@ -49,12 +50,14 @@ class Run:
         saved = checkpoint.read_newest(folder / "last.pth")
         return cls(opt.resumed(saved["options"]), folder, saved)
 
-    def start(self, dataset: Dataset, amp: Precision, **tracked: Any) -> tuple[int, int, History]:
+    def start(
+        self, train_loader: Any, val_loader: Any, amp: Precision, **tracked: Any
+    ) -> tuple[int, int, History]:
         """Return the epoch, step and history to begin with; restore the tracked objects.
 
-        dataset: of the training split. tracked: the objects whose `state_dict` makes up the state
-        of the run, among them `model`.
+        tracked: the objects whose `state_dict` makes up the state of the run, among them `model`.
         """
+        dataset, self.steps_per_epoch = train_loader.dataset, len(train_loader)
         self.opt.precision = amp.name  # "auto" may mean something else on another machine
         self.amp, self.model = amp, tracked["model"]
         metadata = {name: list(getattr(dataset, name)) for name in ("classes", "mean", "std")}
@@ -69,14 +72,22 @@ class Run:
             half_written.unlink()
         if is_new:
             files.write_json(self.folder / "environment.json", run_folder.environment())
-        self.vis = Visualizer(self.opt.env, self.folder, self.opt.visdom_port)
+        epoch, step = self.saved.get("epoch", 0), self.saved.get("step", 0)
+        resume_at = epoch * self.steps_per_epoch + step if self.saved else None
+        loaders = train_loader, val_loader
+        self.show = Watch(self.opt, self.folder, self.model, *loaders, resume_at)
+        self.vis = self.show.vis
         self.tracked = {**tracked, "amp": amp, "vis": self.vis}
         self.writer = ThreadPoolExecutor(max_workers=1)
         self.writing: Future | None = None  # the newest save
+        self.unfinished: deque[Future] = deque()  # what the thread has been given
         self.saved_at, self.file_verified = time.monotonic(), False
+        self.began = time.monotonic() - self.saved.get("seconds", 0.0)
         self._restore()
         self._write_options()  # only now: a checkpoint that does not fit changes no file
-        epoch, step = self.saved.get("epoch", 0), self.saved.get("step", 0)
+        self.log(f"options: {self.opt.as_words() or 'the defaults'}")
+        if not self.saved:
+            self.show.start()
         history = self.saved.get("history", [])
         self._note_position(epoch=epoch, step=step, history=history)
         return epoch, step, history
@@ -107,33 +118,53 @@ class Run:
                 file.writelines(self.unwritten_lines)
                 self.unwritten_lines.clear()
 
-    def step_done(self, epoch: int, step: int, history: History) -> None:
-        """Note that `step` steps of the epoch are done. Save if it is time; end if asked to."""
+    def watch(self, split: str, batches: Iterable[Batch]) -> Iterator[Batch]:
+        """Yield the batches (step, images, labels) of a split; end the run if a signal comes.
+
+        The first batch of the run is shown.
+        """
+        for step, images, labels in batches:
+            if step == 0 and self.position["epoch"] == 0:
+                self.show.batch(split, images, labels, x=self._steps_done())
+            yield step, images, labels
+            self.stop.raise_if_received()
+
+    def step_done(self, epoch: int, step: int, history: History, **numbers: Any) -> None:
+        """Note that `step` steps of the epoch are done. Save if it is time; end if asked to.
+
+        numbers: to be shown every --print-freq steps, among them the loss.
+        """
         self._note_position(epoch=epoch, step=step, history=history)
+        x = self._steps_done()
+        if x % min(self.opt.print_freq, self.steps_per_epoch) == 0:
+            self.show.step(x, {name: float(number) for name, number in numbers.items()})
         if self.amp.updates == 1:
             self._name_idle_weights()
         if time.monotonic() - self.saved_at > 60 * self.opt.save_minutes:
             self.save("last.pth")
         self.stop.raise_if_received()
 
-    def epoch_done(self, epochs: int, history: History) -> None:
-        """Write the newest row of the history to metrics.csv, the log and the curves; save all."""
+    def epoch_done(self, epochs: int, history: History, logits: Tensor, labels: Tensor) -> None:
+        """Write the newest row of the history to metrics.csv and the log; show it; save all.
+
+        logits (M, K), labels (M,): of the val split.
+        """
         row = history[-1]
         with self.disk(self.folder / "metrics.csv"):
             files.write_csv(self.folder / "metrics.csv", history)
-        self.log(", ".join(f"{name} {value:.4g}" for name, value in row.items()))
-        self.vis.plot_many({k: v for k, v in row.items() if k not in ("epoch", "lr")}, x=epochs)
-        self.vis.flush()
+        self.log(self.show.epoch_line(row, self.opt.max_epoch))
         self._note_position(epoch=epochs, step=0, history=history)
+        x, answers = self._steps_done(), self.show.answers(logits, labels)
+        self.show.epoch(x, row)
+        if self.opt.histograms:
+            self.show.layers(x)
+        # Before the state is written: a run that is resumed with it does not show this epoch again.
+        self._in_thread(self.show.pictures, x, answers)
         is_best = metrics.is_best(self.opt.best_metric, history)
         self.save(*(["best.pth", "last.pth"] if is_best else ["last.pth"]))
+        state = f"Epoch {epochs} of {self.opt.max_epoch}."
+        self._in_thread(self._write_page, state, history, answers)
         self.stop.raise_if_received()
-
-    def stop_on_signal(self, batches: Iterable[Any]) -> Iterator[Any]:
-        """Yield the batches; end the run if a signal comes."""
-        for batch in batches:
-            yield batch
-            self.stop.raise_if_received()
 
     def load_best(self) -> None:
         """Give the model its best weights."""
@@ -145,31 +176,29 @@ class Run:
             checkpoint.load_weights(self.model, best["model"], source=path)
             self.best_epoch = best["epoch"]
 
-    def write_report(
-        self, history: History, logits: Tensor, labels: Tensor, samples: Dataset
-    ) -> None:
+    def write_report(self, history: History, logits: Tensor, labels: Tensor) -> None:
         """Write report.html and log what the best weights do on the val split.
 
-        samples: the data set of (image, label) that the logits (M, K) and labels (M,) belong to.
+        logits (M, K), labels (M,): what these weights give.
         """
-        summary, path = metrics.summarize(logits, labels), self.folder / "report.html"
-        with self.disk(path):
-            where = f"on {self.opt.train_data_root}, weights of epoch {self.best_epoch}"
-            page = report.render(
-                title=f"{self.opt.model} {where}",
-                options=self.opt.result_options(),
-                history=history,
-                summary=summary,
-                mistakes=metrics.worst_mistakes(logits, labels),
-                samples=samples,
-                classes=self.metadata["classes"],
-            )
-            files.write_text(path, page)
-        self.stop.raise_if_received()
         mirror = ", with mirror images" if self.opt.mirror else ""
-        text = metrics.as_text(summary, self.metadata["classes"])
+        state = f"The weights of epoch {self.best_epoch} of {self.opt.max_epoch}{mirror}"
+        answers = self.show.answers(logits, labels)
+        self._write_page(f"{state}.", history, answers, with_looks=True)
+        self.show.end(self._steps_done(), answers.summary)
+        self.stop.raise_if_received()
+        text = metrics.as_text(answers.summary, self.metadata["classes"])
         self.log(f"the weights of epoch {self.best_epoch} on val{mirror}:\n{text}")
-        self.log(f"weights   {self.folder / 'best.pth'}\nreport    {path}")
+        self.log(f"weights   {self.folder / 'best.pth'}\nreport    {self.folder / 'report.html'}")
+
+    def _write_page(self, *parts: Any, **options: Any) -> None:
+        path = self.folder / "report.html"
+        with self.disk(path):
+            seconds = time.monotonic() - self.began
+            files.write_text(path, self.show.page(*parts, seconds, **options))
+
+    def _steps_done(self) -> int:
+        return self.position["epoch"] * self.steps_per_epoch + self.position["step"]
 
     def save(self, *names: str) -> None:
         """Copy the state; a thread writes it to the files `names` of the folder.
@@ -183,14 +212,23 @@ class Run:
             raise NotFinite(f"{bad[0]} is not finite")
         if self.opt.state_dict() != self.written_options:  # changed in the debugger
             self._write_options()
-        self.wait()
-        self.writing = self.writer.submit(self._write, contents | self.metadata, names)
+        contents["seconds"] = time.monotonic() - self.began
+        if self.writing:
+            self.writing.result()  # one copy of the state at a time
+        self.writing = self._in_thread(self._write, contents | self.metadata, names)
         self.saved_at = time.monotonic()
 
     def wait(self) -> None:
-        """Wait until what was saved last is on the disk."""
-        if self.writing:
-            self.writing.result()
+        """Wait until the thread has written what it was given."""
+        while self.unfinished:
+            self.unfinished.popleft().result()
+
+    def _in_thread(self, call: Callable, *args: Any) -> Future:
+        """Let the thread make a call, after those that it has been given before."""
+        while self.unfinished and self.unfinished[0].done():
+            self.unfinished.popleft().result()  # raises its error, if it had one
+        self.unfinished.append(self.writer.submit(call, *args))
+        return self.unfinished[-1]
 
     @contextmanager
     def disk(self, path: Path) -> Iterator[None]:

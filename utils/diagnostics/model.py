@@ -67,7 +67,7 @@ class ModelCase:
         """Make a step on some of the pictures; return the logits (N, K) and losses (N,)."""
         parts = {"criterion": self.criterion, "optimizer": optimizer, "amp": self.amp}
         parts |= {"clip_norm": self.options.clip_norm, "guard": False, **more}
-        return engine.train_step(model, self.images[rows], self.labels[rows], **parts)
+        return engine.train_step(model, self.images[rows], self.labels[rows], **parts)[:2]
 
     @torch.no_grad()
     def settle(self, model: nn.Module, batches: Iterable[Tensor] = ()) -> nn.Module:
