@@ -147,6 +147,8 @@ def help(command: str = "") -> None:
 prepare = commands.get("prepare")
 check = commands.get("check", train)
 split = commands.get("split")
+compare = commands.get("compare")
+board = commands.get("board")
 
 
 # What val and test take from a checkpoint, if it is not given to them.

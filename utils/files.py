@@ -80,6 +80,12 @@ def write_json(path: str | Path, contents: Any) -> None:
     write_text(path, json.dumps(contents, indent=2, ensure_ascii=False) + "\n")
 
 
+def read_csv(path: str | Path) -> list[dict[str, str]]:
+    """Return the rows of a table with a heading."""
+    with open(path, newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
 def write_csv(path: str | Path, rows: list[dict[str, Any]]) -> None:
     """Write a table: a column for each key of any row, an empty cell where a row lacks it."""
     text = io.StringIO(newline="")

@@ -94,6 +94,8 @@ TYPE_WORDS = {bool: "true or false", int: "a whole number", float: "a number", s
 def describe(hint: Any) -> str:
     """Return in words the values that an option of the type `hint` takes."""
     parts = get_args(hint)
+    if get_origin(hint) is tuple:
+        return "any number of texts"
     if get_origin(hint) in UNIONS:
         return " or ".join("None" if part is NoneType else describe(part) for part in parts)
     if get_origin(hint) is Literal:
@@ -112,6 +114,8 @@ def coerce(hint: Any, value: Any) -> Any:
     elif get_origin(hint) is Literal:
         if text in get_args(hint):
             return text
+    elif get_origin(hint) is tuple:  # the command line has one text, with a line for each
+        return tuple(value.splitlines() if isinstance(value, str) else map(str, value))
     elif get_origin(hint) is Annotated:
         plain_type, limits = get_args(hint)
         value = coerce(plain_type, value)
@@ -186,6 +190,7 @@ class Options:
     __slots__ = ("__dict__", "given")  # vars(opt) holds the options and nothing else
     changeable_on_resume = frozenset()  # these options do not change the result of a run
     required_path = None  # the option whose path has to exist before the command starts
+    takes_words = None  # the option that takes the words without dashes, in `compare RUN RUN`
 
     def __init__(self, **given: Any) -> None:
         hints = self.hints()
@@ -315,8 +320,11 @@ def help_text(config: type[Options], commands: Mapping[str, tuple], command: str
 
 
 def split_arguments(arguments: Sequence[str]) -> tuple[str, dict[str, str]]:
-    """Split `COMMAND --name=value --name value --flag` into the command and its options."""
-    command, options, waiting = "", {}, None
+    """Split `COMMAND WORD --name=value --name value --flag` into the command and its options.
+
+    Words without dashes become the option that the command names as `takes_words`.
+    """
+    command, options, words, waiting = "", {}, [], None
     for word in arguments:
         if word.startswith("--") and len(word) > 2:
             name, equals, value = word[2:].partition("=")
@@ -327,10 +335,14 @@ def split_arguments(arguments: Sequence[str]) -> tuple[str, dict[str, str]]:
             waiting = None if equals else name
         elif waiting:
             options[waiting], waiting = word, None
+        elif command in optional_commands() and options_of(command).takes_words:
+            words.append(word)
         elif command or word.startswith("-"):
             raise UsageError(f"cannot read {word!r}; options are written --name=value")
         else:
             command = word
+    if words:
+        options[options_of(command).takes_words] = "\n".join(words)
     return command, options
 
 
@@ -359,7 +371,9 @@ def check_usage(
             path = getattr(opt, name)
             if isinstance(path, str) and not os.path.exists(path):  # also False for an odd name
                 raise UsageError(f"{path} does not exist; give the right path: {flag(name)}=PATH")
-        return [command, *(f"--{name}={getattr(opt, name)}" for name in given)]
+        values = {name: getattr(opt, name) for name in given}
+        lines = {n: "\n".join(x) if isinstance(x, tuple) else x for n, x in values.items()}
+        return [command, *(f"--{name}={value}" for name, value in lines.items())]
     except UsageError as error:
         print(error, file=sys.stderr)
         sys.exit(2)

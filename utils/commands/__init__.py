@@ -17,8 +17,10 @@ def get(name: str, *parts: Any) -> Callable[..., Any]:
     parts: what its function `run` takes besides the options.
     """
 
-    def call(**options: Any) -> Any:
+    def call(*words: Any, **options: Any) -> Any:
         module = import_module(f"utils.commands.{name}")
+        if words:
+            options[module.Options.takes_words] = words
         return module.run(module.Options(**options), *parts)
 
     call.__name__ = name

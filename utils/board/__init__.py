@@ -1,0 +1,1 @@
+"""The visdom server of the command `board`, and the files of its page."""
