@@ -35,7 +35,7 @@ def test_a_gallery_has_a_place_for_each_picture_and_its_words(count, columns, ro
     assert (sheet.shape[1], sheet.shape[2]) == (columns * (figures.CELL + 4), 3)
     for k in range(count):
         cell = sheet[k // 8 * height :][:height, k % 8 * width :][:, :width]
-        assert (cell[2:60, 2:60] == 10 * k + 5).all()
+        assert (cell[2:126, 2:126] == 10 * k + 5).all()  # enlarged
         words = cell[figures.CELL :, : figures.CELL]
         assert words.min() < 128 and words.max() == 255
         assert (cell[:, figures.CELL + 1 :] == 255).all()  # no word reaches the next picture

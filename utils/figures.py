@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from functools import cache
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw, ImageFont, ImageOps
 from torch import Tensor
 
 CELL = 128  # pixels a side of a picture in a gallery
@@ -29,9 +29,7 @@ def gallery(pictures: Sequence[np.ndarray], captions: Sequence[str]) -> Image.Im
     draw = ImageDraw.Draw(sheet)
     for number, (pixels, caption) in enumerate(zip(pictures, captions, strict=True)):
         x, y = number % columns * (CELL + 4), number // columns * height
-        picture = Image.fromarray(pixels)
-        picture.thumbnail((CELL, CELL))
-        sheet.paste(picture, (x, y))
+        sheet.paste(ImageOps.contain(Image.fromarray(pixels), (CELL, CELL)), (x, y))
         for line, words in enumerate(caption.split("\n")):
             draw_text(draw, (x, y + CELL + 14 * line), words, CELL)
     return sheet

@@ -23,6 +23,9 @@ SECONDS_TO_END = 60.0  # how long `close` waits for a server that goes on answer
 REST = 20  # times as long as a delivery took, the thread rests, to leave the cores to training
 
 
+ROOM = {"margintop": 80}  # pixels for the title of a plot, below its buttons
+
+
 class Windows:
     """The newest contents of each window of an environment, and a thread that delivers them.
 
@@ -147,6 +150,8 @@ class Windows:
             call, args, kwargs = self.contents[window]
             if args and isinstance(args[0], Image.Image):
                 args = (np.asarray(args[0]).transpose(2, 0, 1),)  # (3, H, W)
+            if call in ("bar", "heatmap"):
+                kwargs = kwargs | {"opts": kwargs["opts"] | ROOM}
             getattr(self.client, call)(*args, **kwargs, win=window)
             return
         lines = {name: np.array(points) for name, points in self.curves[window].items()}
@@ -154,7 +159,8 @@ class Windows:
         table = np.full((2, longest, len(lines)), np.nan)  # x and y; shorter lines end with NaN
         for column, points in enumerate(lines.values()):
             table[:, : len(points), column] = points.T
-        options = {"title": window, "markers": longest <= 100, "showlegend": [*lines] != [""]}
+        options = {"title": window, "xlabel": "step", "showlegend": [*lines] != [""], **ROOM}
+        options |= {"markers": longest <= 100, "markersize": 4}
         if options["showlegend"]:
             options["legend"] = [*lines]
         x, y = table if len(lines) > 1 else table[:, :, 0]

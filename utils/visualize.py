@@ -163,7 +163,7 @@ class Visualizer:
         self.writer.add_text(name, markdown, self._next_x(name, None))
         cells = ("".join(f"<td>{cell}</td>" for cell in row) for row in lines)
         body = "".join(f"<tr>{row}</tr>" for row in cells)
-        self.vis.show(name, "text", f"<table>{body}</table>", opts={"title": name})
+        self.vis.show(name, "text", f"<table cellpadding=4>{body}</table>", opts={"title": name})
 
     def log(self, info: Any, win: str = "log_text") -> None:
         """Append a line with its time."""

@@ -118,7 +118,8 @@ class Watch:
         """Show the numbers of an epoch."""
         for key, value in row.items():
             split, _, name = key.partition("_")
-            if split in ("train", "val"):
+            repeats_loss = name == "objective" and report.objective_is_loss(row)
+            if split in ("train", "val") and not repeats_loss:
                 self.vis.plot(name, value, x, line=split)
         if row["epoch"] == 1:
             self.vis.share_charts([name[4:] for name in row if name.startswith("val_")])

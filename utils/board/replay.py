@@ -22,7 +22,7 @@ def replay(folder: Path, port: int) -> str:
         raise FileNotFoundError(f"{folder} has no event files: give the folder of a run")
     windows = Windows(folder.name, port)
     for chart, line, points in read_curves(folder):
-        for x, y in points:
+        for x, y in [] if chart.startswith("final/") else points:
             windows.add_point(chart, line, x, y)
     events = read_events(folder)
     for tag in events.Tags()["images"]:
@@ -63,4 +63,4 @@ def as_html(markdown: str) -> str:
     rows = [line for line in markdown.splitlines() if not line.startswith("| --- ")]
     cells = [re.findall(r"(?<=\| ).*?(?= \|)", row) for row in rows]
     lines = ("".join(f"<td>{cell}</td>" for cell in row) for row in cells)
-    return f"<table>{''.join(f'<tr>{line}</tr>' for line in lines)}</table>"
+    return f"<table cellpadding=4>{''.join(f'<tr>{line}</tr>' for line in lines)}</table>"
