@@ -176,8 +176,8 @@ def test_an_augmented_run_goes_on_to_the_same_bits(rare, tmp_path, monkeypatch, 
     whole = main.train(**options, checkpoint_root=tmp_path / "whole", max_epoch=2)
     true_step, steps = Run.step_done, []
 
-    def stopping(self, epoch: int, step: int, history: list) -> None:
-        true_step(self, epoch, step, history)
+    def stopping(self, epoch: int, step: int, history: list, **numbers: object) -> None:
+        true_step(self, epoch, step, history, **numbers)
         steps.append((epoch, step))
         if len(steps) == 6:  # in the second epoch
             raise Stopped(15)

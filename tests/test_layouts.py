@@ -88,7 +88,7 @@ def test_twelve_classes_are_trained_validated_and_tested(twelve, tmp_path, layou
     (folder,) = tmp_path.glob("SqueezeNet_*")
     report = (folder / "report.html").read_text(encoding="utf-8")
     assert all(escape(name) in report for name in NAMES)
-    assert f"SqueezeNet on {root}, weights of epoch 1</h1>" in report
+    assert f"<h1>SqueezeNet on {root}</h1>\n\n<p>The weights of epoch 1 of 1" in report
     quiet = {name: SMALL[name] for name in ("use_gpu", "precision", "num_workers", "debug_file")}
     out = run("val", checkpoint_root=tmp_path, **quiet)
     table = out.partition("true class")[2].splitlines()[1:]

@@ -1,5 +1,7 @@
 """Where a model looks: Grad-CAM (Selvaraju et al., 2017, arXiv:1610.02391)."""
 
+import copy
+
 import numpy as np
 import torch
 from PIL import Image
@@ -10,29 +12,24 @@ def grad_cam(model: nn.Module, images: Tensor, classes: list[int]) -> np.ndarray
     """Return a map (N, H, W) of 0 … 1: how much each place speaks for the class of its image.
 
     images: normalised (N, 3, H, W). The map comes from the last layer whose output has more than
-    one place. None, if there is no such layer. The gradients of the model are left as they were.
+    one place. None, if there is no such layer. A copy of the model makes the pass, in eval mode.
     """
+    model = copy.deepcopy(model).eval()
     outputs: list[Tensor] = []
 
     def note_output(_layer: nn.Module, _inputs: tuple, output: Tensor) -> None:
         if isinstance(output, Tensor) and output.ndim == 4 and output[0, 0].numel() > 1:
             outputs.append(output)
 
-    handles = [layer.register_forward_hook(note_output) for layer in model.modules()]
-    was_training = model.training
-    model.eval()
-    try:
-        with torch.enable_grad():
-            logits = model(images)
-            score = logits[torch.arange(len(images)), classes].float().sum()
-            candidates = [output for output in outputs if output.requires_grad]
-            if not candidates:
-                return None
-            found = torch.autograd.grad(score, candidates, allow_unused=True)
-    finally:
-        model.train(was_training)
-        for handle in handles:
-            handle.remove()
+    for layer in model.modules():
+        layer.register_forward_hook(note_output)
+    with torch.enable_grad():
+        logits = model(images)
+        score = logits[torch.arange(len(images)), classes].float().sum()
+        candidates = [output for output in outputs if output.requires_grad]
+        if not candidates:
+            return None
+        found = torch.autograd.grad(score, candidates, allow_unused=True)
     pairs = [pair for pair in zip(candidates, found, strict=True) if pair[1] is not None]
     if not pairs:
         return None

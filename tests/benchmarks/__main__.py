@@ -28,6 +28,7 @@ from data.loader import core_count
 from data.read_image import decode_any
 from utils import engine, recipe
 from utils.device import set_up_device
+from utils.watch import Watch
 
 try:
     from tests.visdom_server import visdom_server
@@ -102,17 +103,36 @@ class Bench:
         defaults = {"visdom_port": 1, "print_freq": 10**6, "save_minutes": 10**6, "checks": "off"}
         try:
             with suppress(Enough), open(os.devnull, "w") as nowhere, redirect_stdout(nowhere):
-                main.train(
-                    train_data_root=self.root,
-                    checkpoint_root=self.folder.name,
-                    model=self.name,
-                    image_size=self.size,
-                    batch_size=self.batch,
-                    **defaults | options,
-                )
+                self.train_once(**defaults | options)
         finally:
             main.pause_if_asked = ours
         return self.rate(times[skip:])
+
+    def train_once(self, **options: str | int | float) -> None:
+        main.train(
+            train_data_root=self.root,
+            checkpoint_root=self.folder.name,
+            model=self.name,
+            image_size=self.size,
+            batch_size=self.batch,
+            **options,
+        )
+
+    def whole_runs(self, silent: bool) -> float:
+        """A whole training of 12 epochs, val and report included; silent: nothing is shown."""
+        names = ["start", "batch", "step", "epoch", "pictures", "examples", "page", "looks", "end"]
+        kept = {name: getattr(Watch, name) for name in names}
+        if silent:
+            for name in names:
+                setattr(Watch, name, lambda *_, **__: "")
+        started = time.perf_counter()
+        try:
+            with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere):
+                self.train_once(max_epoch=12, visdom_port=self.port)
+        finally:
+            for name, part in kept.items():
+                setattr(Watch, name, part)
+        return 12 * len(self.train_data) / (time.perf_counter() - started)
 
     def train_from_memory(self) -> float:
         """The second epoch, whose pictures are in memory."""
@@ -218,6 +238,7 @@ def run_benchmarks() -> None:
     wanted = parser.parse_args()
     bench = Bench(wanted)
     with visdom_server() as port:
+        bench.port = port
         book = partial(bench.other, "tests.benchmarks.book")
         viewers = partial(bench.train, visdom_port=port, print_freq=1)
         rows = [
@@ -235,6 +256,10 @@ def run_benchmarks() -> None:
                 bench.train_from_memory,
             ),
             ("viewers at every step / none", viewers, bench.train),
+            (
+                "12 epochs, all shown / nothing",
+                *(partial(bench.whole_runs, x) for x in (False, True)),
+            ),
             ("checks at every step / off", partial(bench.train, checks="always"), bench.train),
             ("a save at every step / none", partial(bench.train, save_minutes=1e-9), bench.train),
         ]

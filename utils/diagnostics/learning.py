@@ -5,7 +5,7 @@ import io
 import math
 import statistics
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -216,6 +216,16 @@ def overfits_a_hundred_pictures(case: ModelCase) -> str:
     return seen
 
 
+class Pass(NamedTuple):
+    """A forward pass that the rehearsal has made."""
+
+    model: nn.Module
+    training: bool
+    gradients: bool  # are computed
+    gradients_left: bool  # of an earlier step
+    pictures: set[int]  # their hashes
+
+
 def train_command_is_in_order(case: ModelCase) -> str:
     """The command train does its steps in order
     Why: a forgotten train(), eval(), no_grad or step raises no error, and the model learns badly.
@@ -223,10 +233,10 @@ def train_command_is_in_order(case: ModelCase) -> str:
     NotChecked.when(not case.rehearse, "there is no command to rehearse")
     model_class = type(case.model())
     inner: set[nn.Module] = set()  # parts of the model, which may be of its own class
-    passes: list[tuple[bool, bool, bool]] = []  # training mode, gradients on, gradients left
+    passes: list[Pass] = []
+    stepped: set[int] = set()  # the weights that an optimizer changes
     rates: list[float] = []  # the learning rate of each step
     orders: list[Tensor] = []  # the labels of each step
-    pictures: dict[bool, set[int]] = {True: set(), False: set()}  # with gradients, without
 
     def note_pass(module: nn.Module, inputs: Any) -> None:
         gradients = torch.is_grad_enabled()
@@ -234,12 +244,13 @@ def train_command_is_in_order(case: ModelCase) -> str:
             orders.append(inputs[1].cpu())
         if type(module) is model_class and module not in inner:
             inner.update(set(module.modules()) - {module})
-            pictures[gradients] |= {hash(image.cpu().numpy().tobytes()) for image in inputs[0]}
             left = any(p.grad is not None and p.grad.any() for p in module.parameters())
-            passes.append((module.training, gradients, left))
+            seen = {hash(image.cpu().numpy().tobytes()) for image in inputs[0]}
+            passes.append(Pass(module, module.training, gradients, left, seen))
 
     def note_step(optimizer: Optimizer, *_: Any) -> None:
         rates.append(max(g["lr"] / g.get("lr_factor", 1.0) for g in optimizer.param_groups))
+        stepped.update(id(weight) for g in optimizer.param_groups for weight in g["params"])
 
     hooks = register_module_forward_pre_hook(note_pass), register_optimizer_step_pre_hook(note_step)
     try:
@@ -248,19 +259,26 @@ def train_command_is_in_order(case: ModelCase) -> str:
     finally:
         for hook in hooks:
             hook.remove()
-    train_passes = [(training, left) for training, gradients, left in passes if gradients]
-    val_passes = [training for training, gradients, _ in passes if not gradients]
+    # Passes of a copy, as for a picture of the model's graph, are no part of the training.
+    passes = [p for p in passes if not stepped or stepped & set(map(id, p.model.parameters()))]
+    train_passes = [p for p in passes if p.gradients]
+    val_passes = [p for p in passes if not p.gradients]
+    train_pictures, val_pictures = (
+        set().union(*(p.pictures for p in part)) for part in (train_passes, val_passes)
+    )
     lr, count = case.options.lr, len(train_passes)
     faults = {
         "no pass computes gradients": not train_passes,
         "val computes gradients, or is left out": not val_passes,
-        "a step starts with the gradient of the last one": any(left for _, left in train_passes),
-        "it trains in eval mode": not all(training for training, _ in train_passes),
-        "val runs in training mode": any(val_passes),
+        "a step starts with the gradient of the last one": any(
+            p.gradients_left for p in train_passes
+        ),
+        "it trains in eval mode": not all(p.training for p in train_passes),
+        "val runs in training mode": any(p.training for p in val_passes),
         f"{len(rates)} optimizer steps for {count} batches": len(rates) != count,
         "the learning rate is 0 at every step": not any(rates),
         f"the learning rate goes above {lr:g}": max(rates, default=0) > 1.01 * lr,
-        "val measures pictures of train": len(pictures[True] & pictures[False]) > 2,
+        "val measures pictures of train": len(train_pictures & val_pictures) > 2,
         "the order is the same in each epoch, or class by class": not shuffled(orders),
     }
     found = [words for words, is_fault in faults.items() if is_fault]
