@@ -24,6 +24,8 @@ REST = 20  # times as long as a delivery took, the thread rests, to leave the co
 
 
 ROOM = {"margintop": 80}  # pixels for the title of a plot, below its buttons
+ROOM_FOR_LAYERS = {"marginleft": 200, "width": 700, "height": 500}  # their names are long
+COLORS = {"train": (31, 119, 180), "val": (255, 127, 14)}  # the same in all charts
 
 
 class Windows:
@@ -151,7 +153,8 @@ class Windows:
             if args and isinstance(args[0], Image.Image):
                 args = (np.asarray(args[0]).transpose(2, 0, 1),)  # (3, H, W)
             if call in ("bar", "heatmap"):
-                kwargs = kwargs | {"opts": kwargs["opts"] | ROOM}
+                room = ROOM | ROOM_FOR_LAYERS if call == "heatmap" else ROOM
+                kwargs = kwargs | {"opts": kwargs["opts"] | room}
             getattr(self.client, call)(*args, **kwargs, win=window)
             return
         lines = {name: np.array(points) for name, points in self.curves[window].items()}
@@ -163,6 +166,8 @@ class Windows:
         options |= {"markers": longest <= 100, "markersize": 4}
         if options["showlegend"]:
             options["legend"] = [*lines]
+        if COLORS.keys() >= lines.keys():
+            options["linecolor"] = np.array([COLORS[name] for name in lines])
         x, y = table if len(lines) > 1 else table[:, :, 0]
         self.client.line(X=x, Y=y, win=window, opts=options)
 

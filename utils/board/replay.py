@@ -11,6 +11,7 @@ import numpy as np
 from PIL import Image
 
 from utils.visdom_client import Windows, read_curves, read_events
+from utils.visualize import html_table
 
 
 def replay(folder: Path, port: int) -> str:
@@ -61,6 +62,4 @@ def histograms_of(events: Any) -> dict[str, dict[str, tuple[np.ndarray, np.ndarr
 def as_html(markdown: str) -> str:
     """Return a table of `Visualizer.table` as HTML; its cells are escaped already."""
     rows = [line for line in markdown.splitlines() if not line.startswith("| --- ")]
-    cells = [re.findall(r"(?<=\| ).*?(?= \|)", row) for row in rows]
-    lines = ("".join(f"<td>{cell}</td>" for cell in row) for row in cells)
-    return f"<table cellpadding=4>{''.join(f'<tr>{line}</tr>' for line in lines)}</table>"
+    return html_table([re.findall(r"(?<=\| ).*?(?= \|)", row) for row in rows])

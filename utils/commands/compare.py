@@ -53,7 +53,7 @@ def run(opt: Options) -> Path:
     page = report.template("compare.html", Path(__file__).parent).render(
         title=f"{len(runs)} runs",
         runs={name: run.folder for name, run in runs.items()},
-        results=results,
+        results=[row for row in results if row[0] != "folder"],  # `runs` has it
         differences=differences,
         curves={
             name: chart.line_chart(f"{name} by epoch", lines, "epoch")
@@ -77,11 +77,15 @@ def read_run(path: Path) -> Run:
         environment = json.loads((folder / "environment.json").read_text(encoding="utf-8"))
         rows = read_csv(folder / "metrics.csv")
         history = [{name: float(x) for name, x in row.items() if x} for row in rows]
+        if not history:
+            raise ValueError("metrics.csv has no row")
         versions = environment.pop("packages")
         facts = {name: environment.get(name) for name in ("git_commit", "python", "platform")}
         facts |= {f"version of {name}": version for name, version in sorted(versions.items())}
     except (OSError, ValueError, KeyError, AttributeError) as error:
         reason = f"{type(error).__name__}: {error}"
+        if isinstance(error, FileNotFoundError):
+            reason = f"there is no {error.filename}"
         raise RunError(f"{folder} is not the folder of a run with an epoch ({reason})") from None
     name = options.get("best_metric", "accuracy")
     count = max(n for n in range(1, len(history) + 1) if metrics.is_best(name, history[:n]))
