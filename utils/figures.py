@@ -36,9 +36,17 @@ def gallery(pictures: Sequence[np.ndarray], captions: Sequence[str]) -> Image.Im
 
 
 def confusion_picture(counts: Sequence[Sequence[int]], classes: Sequence[str]) -> Image.Image:
-    """Draw a confusion matrix (K, K): a row per true class; the colour is the share of the row."""
+    """Draw a confusion matrix (K, K): a row per true class; the colour is the share of the row.
+
+    With more than a hundred classes there is no room for names and counts. The picture has a
+    palette, which makes a small file.
+    """
     table = np.asarray(counts)
     shares = table / table.sum(axis=1, keepdims=True).clip(min=1)
+    if len(classes) > 100:
+        whole = Image.fromarray((255 * (1 - shares)).astype(np.uint8))
+        side = max(1, 1200 // len(classes)) * len(classes)
+        return whole.resize((side, side), Image.Resampling.NEAREST).quantize(64)
     side = 64 if len(classes) <= 8 else 36 if len(classes) <= 20 else 26
     margin = 8 + min(180, max(round(text_width(name)) for name in classes))
     size = margin + side * len(classes) + 8
@@ -61,7 +69,7 @@ def confusion_picture(counts: Sequence[Sequence[int]], classes: Sequence[str]) -
                 color = "white" if share > 0.6 else "black"
                 middle = x + side / 2 - 1, y + side / 2 - 1
                 draw.text(middle, f"{count}", color, font(count > 999), anchor="mm")
-    return sheet
+    return sheet.quantize(64)
 
 
 def draw_text(draw: ImageDraw.ImageDraw, place: tuple[int, int], words: str, width: int) -> None:

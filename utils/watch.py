@@ -95,7 +95,7 @@ class Watch:
         self.readings["step"] = reading
         self.vis.plot_many({f"step/{name}": value for name, value in numbers.items()}, x)
         words = {"loss": f"{numbers['loss']:.3f}", "data wait": f"{numbers['data_wait']:.0%}"}
-        self.train_loader.bar.set_postfix(words, refresh=False)
+        self.train_loader.show_in_bar(words)
 
     def epoch_line(self, row: Mapping[str, float], max_epoch: int) -> str:
         """Return the line of an epoch for the log."""
