@@ -5,7 +5,6 @@ so that they can be laid over each other.
 """
 
 import json
-import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -62,7 +61,6 @@ class Watch:
             "step": train_loader.stopwatch.read(),
             "epoch": train_loader.stopwatch.read(),
         }
-        self.began = time.monotonic()
 
     def start(self) -> None:
         """Show the options, the data sets, and the graph of the model."""
