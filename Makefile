@@ -19,6 +19,8 @@ demo: $(STAMP) data/demo  ## draw a small data set, train, validate, write resul
 	$(RUN) main.py test
 	@echo "The pictures are in data/demo, the answers in result.csv; now open" \
 		"$$(ls -td checkpoints/*/ | head -n 1)report.html"
+	@echo "To see all of it in a browser: $(RUN) -m tensorboard.main --logdir checkpoints," \
+		"or $(RUN) main.py board --replay=$$(ls -td checkpoints/*/ | head -n 1)"
 
 data/demo: | $(STAMP)
 	$(RUN) main.py prepare --source=demo

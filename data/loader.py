@@ -75,6 +75,7 @@ class Loader:
         self.normalize = Normalize(dataset.mean, dataset.std, self.device)
         self.stopwatch = Stopwatch()
         self.bar = tqdm(disable=True)  # of the epoch under way
+        self.bar_words: dict[str, str] = {}  # at its end
         self.reported: set[int] = set()  # unreadable samples that new_failures has named
         self.batches = DataLoader(
             self.samples,
@@ -106,6 +107,7 @@ class Loader:
             initial=first_step,
             unit=" pictures",
             unit_scale=self.sampler.batch_size,
+            postfix=self.bar_words,
             leave=False,
             disable=None if title else True,  # None: hidden unless there is a terminal
         )
@@ -130,6 +132,11 @@ class Loader:
             first = self.samples.failure(int(unreadable.nonzero()[0]))
             counts = f"{count:,} of {len(unreadable):,} pictures cannot be read"
             raise UnreadableImage(f"{counts}: {first}; `prepare --source=…` sorts such files out")
+
+    def show_in_bar(self, words: dict[str, str]) -> None:
+        """Show some words at the end of the progress bar, from now on."""
+        self.bar_words = words
+        self.bar.set_postfix(words, refresh=False)
 
     def raw_batches(self) -> Iterator[Batch | None]:
         """Yield the sampler's batches before normalisation; None: no image is readable."""

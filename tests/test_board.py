@@ -28,7 +28,7 @@ import pytest
 import visdom
 
 from tests.helpers import PROJECT
-from tests.test_visdom import Pages, values
+from tests.test_visdom import Pages, assert_complete, train, values
 from utils import run_folder
 from utils.board import page
 from utils.commands.board import ask_login
@@ -331,6 +331,45 @@ def test_a_broken_environment_does_not_stop_the_others(tmp_path):
         server.stop(signal.SIGTERM)
     assert "hello" in (folder / "main.json").read_text()
     assert not [*tmp_path.rglob("outside*")]
+
+
+# A run that trained while no server was there
+
+
+@pytest.fixture(scope="module")
+def finished(pictures, tmp_path_factory) -> Path:
+    root = tmp_path_factory.mktemp("runs")
+    return train(pictures, root, port=1, histograms=True, label_smoothing=0.1)
+
+
+def test_a_finished_run_is_shown_from_its_own_files(finished, tmp_path):
+    with serving(tmp_path, f"--replay={finished}") as board:
+        pages = Pages(board.port)
+        assert_complete(finished, pages, env=finished.name)
+        assert f"{finished} is in the environment {finished.name}\n" in board.log.read_text()
+        for name in ("first train batch", "first val batch", "confusion"):
+            assert pages.image(finished.name, name).std() > 10
+        groups = pages.window(finished.name, "confidence")["content"]["data"]
+        counts = {group["name"]: sum(values(group["y"])) for group in groups}
+        assert counts["all"] == counts["right"] + counts["wrong"] == 18
+        for name in ("weights", "gradients"):
+            (heat,) = pages.window(finished.name, name)["content"]["data"]
+            assert np.array(heat["z"]).sum(axis=1) == pytest.approx(np.ones(len(heat["z"])))
+        table = pages.window(finished.name, "classes")["content"]
+        assert "<tr><td>cat</td><td>21</td><td>9</td></tr>" in table and "---" not in table
+        assert "<svg" in pages.window(finished.name, "autograd graph")["content"]
+
+
+def test_a_run_is_shown_on_a_board_that_serves_already(server, finished, tmp_path):
+    done = run_board(tmp_path, server.port, f"--replay={finished}")
+    assert done.returncode == 0 and "runs already" in done.stdout, done.stderr
+    assert_complete(finished, Pages(server.port), env=finished.name)
+
+
+def test_a_folder_that_is_no_run_cannot_be_shown(tmp_path):
+    done = run_board(tmp_path, free_port(), f"--replay={tmp_path}")
+    assert (done.returncode, done.stderr.count("\n")) == (1, 1)
+    assert f"{tmp_path} has no event files: give the folder of a run" in done.stderr
 
 
 # The files of its page

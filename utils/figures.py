@@ -36,9 +36,17 @@ def gallery(pictures: Sequence[np.ndarray], captions: Sequence[str]) -> Image.Im
 
 
 def confusion_picture(counts: Sequence[Sequence[int]], classes: Sequence[str]) -> Image.Image:
-    """Draw a confusion matrix (K, K): a row per true class; the colour is the share of the row."""
+    """Draw a confusion matrix (K, K): a row per true class; the colour is the share of the row.
+
+    With more than a hundred classes there is no room for names and counts. The picture has a
+    palette, which makes a small file.
+    """
     table = np.asarray(counts)
     shares = table / table.sum(axis=1, keepdims=True).clip(min=1)
+    if len(classes) > 100:
+        whole = Image.fromarray((255 * (1 - shares)).astype(np.uint8))
+        side = max(1, 1200 // len(classes)) * len(classes)
+        return whole.resize((side, side), Image.Resampling.NEAREST).convert("P")
     side = 64 if len(classes) <= 8 else 36 if len(classes) <= 20 else 26
     corner = "true ↓ given →"
     margin = 8 + min(180, max(round(text_width(name)) for name in (corner, *classes)))
@@ -56,13 +64,26 @@ def confusion_picture(counts: Sequence[Sequence[int]], classes: Sequence[str]) -
         for given, count in enumerate(row):
             x, y = margin + side * given, margin + side * true
             share = shares[true, given]
-            blue = tuple(round(255 - share * (255 - end)) for end in (31, 119, 180))
-            draw.rectangle((x, y, x + side - 2, y + side - 2), fill=blue)
+            draw.rectangle((x, y, x + side - 2, y + side - 2), fill=blue(share))
             if count:
                 color = "white" if share > 0.6 else "black"
                 middle = x + side / 2 - 1, y + side / 2 - 1
                 draw.text(middle, f"{count}", color, font(count > 999), anchor="mm")
-    return sheet
+    return sheet.quantize(palette=palette(), dither=Image.Dither.NONE)
+
+
+def blue(share: float) -> tuple[int, ...]:
+    """Return a colour between white, for a share of 0, and dark blue."""
+    return tuple(round(255 - share * (255 - end)) for end in (31, 119, 180))
+
+
+@cache
+def palette() -> Image.Image:
+    """Return a picture that has the colours of the palette: shades of blue and of grey."""
+    found = Image.new("P", (1, 1))
+    blues = [blue(k / 100) for k in range(101)]
+    found.putpalette([x for color in blues for x in color] + [15 * (k // 3) for k in range(54)])
+    return found
 
 
 def draw_text(draw: ImageDraw.ImageDraw, place: tuple[int, int], words: str, width: int) -> None:

@@ -136,7 +136,7 @@ class Run:
         """
         self._note_position(epoch=epoch, step=step, history=history)
         x = self._steps_done()
-        if x % min(self.opt.print_freq, self.steps_per_epoch) == 0:
+        if x == 1 or x % min(self.opt.print_freq, self.steps_per_epoch) == 0:
             self.show.step(x, {name: float(number) for name, number in numbers.items()})
         if self.amp.updates == 1:
             self._name_idle_weights()

@@ -137,31 +137,37 @@ class Windows:
             if self.failing:
                 tqdm.write(f"visdom on port {self.port} answers again")
             self.failing = False
-        while window := next(iter(self.undelivered), None):
-            with self.changed:
-                del self.undelivered[window]  # a change from here on is delivered again
+        client = self.client  # a call of the main thread may lose it in the meantime
+        while window := self._next_window():
             try:
-                self._send(window)
+                self._send(client, window)
             except OSError:
                 raise
             except Exception as error:  # visdom refuses the arguments
                 tqdm.write(f"visdom cannot show {window} ({type(error).__name__}: {error})")
 
-    def _send(self, window: str) -> None:
+    def _next_window(self) -> str | None:
+        """Return the window whose change is the oldest; a later change is delivered again."""
+        with self.changed:
+            window = next(iter(self.undelivered), None)
+            self.undelivered.pop(window, None)
+        return window
+
+    def _send(self, client: Any, window: str) -> None:
         if window in self.contents:
             call, args, kwargs = self.contents[window]
             if args and isinstance(args[0], Image.Image):
                 args = (np.asarray(args[0]).transpose(2, 0, 1),)  # (3, H, W)
-            if call in ("bar", "heatmap"):
-                room = ROOM | ROOM_FOR_LAYERS if call == "heatmap" else ROOM
-                kwargs = kwargs | {"opts": kwargs["opts"] | room}
-            getattr(self.client, call)(*args, **kwargs, win=window)
+            room = {"bar": ROOM, "heatmap": ROOM | ROOM_FOR_LAYERS}.get(call, {})
+            kwargs = kwargs | {"opts": kwargs.get("opts", {}) | room}  # visdom changes its copy
+            getattr(client, call)(*args, **kwargs, win=window)
             return
-        lines = {name: np.array(points) for name, points in self.curves[window].items()}
+        lines = {name: np.array(points) for name, points in dict(self.curves[window]).items()}
         longest = max(map(len, lines.values()))
         table = np.full((2, longest, len(lines)), np.nan)  # x and y; shorter lines end with NaN
         for column, points in enumerate(lines.values()):
             table[:, : len(points), column] = points.T
+        table[~np.isfinite(table)] = np.nan  # JSON has no infinity
         options = {"title": window, "xlabel": "step", "showlegend": [*lines] != [""], **ROOM}
         options |= {"markers": longest <= 100, "markersize": 4}
         if options["showlegend"]:
@@ -169,7 +175,7 @@ class Windows:
         if COLORS.keys() >= lines.keys():
             options["linecolor"] = np.array([COLORS[name] for name in lines])
         x, y = table if len(lines) > 1 else table[:, :, 0]
-        self.client.line(X=x, Y=y, win=window, opts=options)
+        client.line(X=x, Y=y, win=window, opts=options)
 
     def _read_earlier_points(self) -> None:
         if self.folder is None or self.resume_at is None:

@@ -87,12 +87,13 @@ class Visualizer:
             self.img(name, image)
 
     def photo(self, name: str, image: Image.Image, x: int) -> None:
-        """Show a picture of Pillow, as JPEG: it takes a fifth of what `img` would."""
+        """Show a picture of Pillow: as JPEG, or as PNG if it has a palette. Both take little."""
         file = io.BytesIO()
-        image.save(file, "jpeg", quality=85)
-        self.writer.add_jpeg(name, file.getvalue(), image.size, x)
+        image.save(file, "png" if image.mode == "P" else "jpeg", quality=85)
+        self.writer.add_encoded(name, file.getvalue(), image.size, x)
         options = {"title": name, "width": image.width + 20, "height": image.height + 40}
-        self.vis.show(name, "image", image, opts=options | {"jpgquality": 85})
+        options |= {} if image.mode == "P" else {"jpgquality": 85}
+        self.vis.show(name, "image", image.convert("RGB"), opts=options)
 
     def histogram(
         self,
@@ -227,10 +228,10 @@ def open_events(log_dir: Path, resume_at: int | None) -> Any:
             for summary in hparams(options, results):  # add_hparams makes a folder of its own
                 self.file_writer.add_summary(summary)
 
-        def add_jpeg(self, tag: str, jpeg: bytes, size: tuple[int, int], x: int) -> None:
+        def add_encoded(self, tag: str, encoded: bytes, size: tuple[int, int], x: int) -> None:
             width, height = size
             image = Summary.Image(width=width, height=height, colorspace=3)
-            image.encoded_image_string = jpeg
+            image.encoded_image_string = encoded
             self.file_writer.add_summary(Summary(value=[Summary.Value(tag=tag, image=image)]), x)
 
     do_not_print_its_errors()

@@ -5,7 +5,6 @@ so that they can be laid over each other.
 """
 
 import json
-import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -62,7 +61,6 @@ class Watch:
             "step": train_loader.stopwatch.read(),
             "epoch": train_loader.stopwatch.read(),
         }
-        self.began = time.monotonic()
 
     def start(self) -> None:
         """Show the options, the data sets, and the graph of the model."""
@@ -95,7 +93,7 @@ class Watch:
         self.readings["step"] = reading
         self.vis.plot_many({f"step/{name}": value for name, value in numbers.items()}, x)
         words = {"loss": f"{numbers['loss']:.3f}", "data wait": f"{numbers['data_wait']:.0%}"}
-        self.train_loader.bar.set_postfix(words, refresh=False)
+        self.train_loader.show_in_bar(words)
 
     def epoch_line(self, row: Mapping[str, float], max_epoch: int) -> str:
         """Return the line of an epoch for the log."""

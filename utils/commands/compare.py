@@ -82,14 +82,15 @@ def read_run(path: Path) -> Run:
         versions = environment.pop("packages")
         facts = {name: environment.get(name) for name in ("git_commit", "python", "platform")}
         facts |= {f"version of {name}": version for name, version in sorted(versions.items())}
-    except (OSError, ValueError, KeyError, AttributeError) as error:
+        name = options.get("best_metric", "accuracy")
+        counts = range(1, len(history) + 1)
+        best = max((n for n in counts if metrics.is_best(name, history[:n])), default=len(history))
+        return Run(folder, options, facts, history, history[best - 1])
+    except (OSError, ValueError, LookupError, AttributeError) as error:
         reason = f"{type(error).__name__}: {error}"
         if isinstance(error, FileNotFoundError):
             reason = f"there is no {error.filename}"
         raise RunError(f"{folder} is not the folder of a run with an epoch ({reason})") from None
-    name = options.get("best_metric", "accuracy")
-    count = max(n for n in range(1, len(history) + 1) if metrics.is_best(name, history[:n]))
-    return Run(folder, options, facts, history, history[count - 1])
 
 
 def curves_of(runs: dict[str, Run]) -> dict[str, dict[str, list[tuple[float, float]]]]:
