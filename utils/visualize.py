@@ -235,7 +235,8 @@ def open_events(log_dir: Path, resume_at: int | None) -> Any:
             self.file_writer.add_summary(Summary(value=[Summary.Value(tag=tag, image=image)]), x)
 
     do_not_print_its_errors()
-    return Writer(log_dir, purge_step=resume_at)
+    # A new run says so, too: TensorBoard takes the first of these marks for no resume.
+    return Writer(log_dir, purge_step=resume_at or 0)
 
 
 @cache
