@@ -27,6 +27,7 @@ import numpy as np
 import pytest
 import visdom
 
+from tests.browser import asset_folder, open_browser, requested, wait_for
 from tests.helpers import PROJECT
 from tests.test_visdom import Pages, assert_complete, train, values
 from utils import run_folder
@@ -458,44 +459,13 @@ def test_without_a_network_it_says_what_to_do(tmp_path):
 
 @pytest.fixture(scope="module")
 def assets() -> str:
-    folder = os.environ.get("DOGCAT_BOARD_ASSETS")
-    if not folder:
-        pytest.skip("DOGCAT_BOARD_ASSETS is not set: see tests/board_assets.sh")
-    return folder
+    return asset_folder()
 
 
 @pytest.fixture(scope="module")
-def browser():
-    webdriver = pytest.importorskip("selenium.webdriver")
-    chromium, driver = shutil.which("chromium"), shutil.which("chromedriver")
-    if not (chromium and driver):
-        pytest.skip("there is no chromium, or no chromedriver")
-    options = webdriver.ChromeOptions()
-    options.binary_location = chromium
-    for word in ("--headless=new", "--no-sandbox", "--disable-dev-shm-usage"):
-        options.add_argument(word)
-    options.add_argument("--window-size=1400,900")
-    options.set_capability("goog:loggingPrefs", {"performance": "ALL"})
-    service = webdriver.ChromeService(driver)
-    with webdriver.Chrome(options=options, service=service) as browser:
+def browser() -> Iterator:
+    with open_browser() as browser:
         yield browser
-
-
-def wait_for(browser, script: str) -> object:
-    """Return what a script returns as soon as it is true."""
-    deadline = time.monotonic() + 60
-    while not (result := browser.execute_script(script)):
-        assert time.monotonic() < deadline, browser.page_source
-        time.sleep(0.1)
-    return result
-
-
-def requested(browser) -> Iterator[str]:
-    """Yield the address of every request since the last call."""
-    for entry in browser.get_log("performance"):
-        message = json.loads(entry["message"])["message"]
-        if message["method"] == "Network.requestWillBeSent":
-            yield message["params"]["request"]["url"]
 
 
 def test_the_page_shows_what_was_posted(assets, browser, tmp_path):

@@ -48,11 +48,12 @@ def confusion_picture(counts: Sequence[Sequence[int]], classes: Sequence[str]) -
         side = max(1, 1200 // len(classes)) * len(classes)
         return whole.resize((side, side), Image.Resampling.NEAREST).convert("P")
     side = 64 if len(classes) <= 8 else 36 if len(classes) <= 20 else 26
-    margin = 8 + min(180, max(round(text_width(name)) for name in classes))
+    corner = "true ↓ given →"
+    margin = 8 + min(180, max(round(text_width(name)) for name in (corner, *classes)))
     size = margin + side * len(classes) + 8
     sheet = Image.new("RGB", (size, size), "white")
     draw = ImageDraw.Draw(sheet)
-    draw_text(draw, (4, 4), "true ↓ given →", margin - 8)
+    draw_text(draw, (4, 4), corner, margin - 8)
     for k, name in enumerate(classes):
         start = margin + side * k
         draw_text(draw, (4, start + side // 2 - 7), name, margin - 8)

@@ -225,6 +225,7 @@ def as_text(summary: dict[str, Any], classes: Sequence[str], width: int = 120) -
 
     The table is a confusion matrix if its lines have at most `width` characters.
     """
+    classes = [name if len(name) <= 40 else f"{name[:20]}…{name[-19:]}" for name in classes]
     texts = describe(summary)
     lines = [f"{name:<{max(map(len, texts))}}  {text}" for name, text in texts.items()]
     table = aligned(class_table(summary, classes, matrix=True), left=(0,))

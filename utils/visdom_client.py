@@ -24,6 +24,8 @@ REST = 20  # times as long as a delivery took, the thread rests, to leave the co
 
 
 ROOM = {"margintop": 80}  # pixels for the title of a plot, below its buttons
+ROOM_FOR_LAYERS = {"marginleft": 200, "width": 700, "height": 500}  # their names are long
+COLORS = {"train": (31, 119, 180), "val": (255, 127, 14)}  # the same in all charts
 
 
 class Windows:
@@ -156,7 +158,7 @@ class Windows:
             call, args, kwargs = self.contents[window]
             if args and isinstance(args[0], Image.Image):
                 args = (np.asarray(args[0]).transpose(2, 0, 1),)  # (3, H, W)
-            room = ROOM if call in ("bar", "heatmap") else {}
+            room = {"bar": ROOM, "heatmap": ROOM | ROOM_FOR_LAYERS}.get(call, {})
             kwargs = kwargs | {"opts": kwargs.get("opts", {}) | room}  # visdom changes its copy
             getattr(client, call)(*args, **kwargs, win=window)
             return
@@ -170,6 +172,8 @@ class Windows:
         options |= {"markers": longest <= 100, "markersize": 4}
         if options["showlegend"]:
             options["legend"] = [*lines]
+        if COLORS.keys() >= lines.keys():
+            options["linecolor"] = np.array([COLORS[name] for name in lines])
         x, y = table if len(lines) > 1 else table[:, :, 0]
         client.line(X=x, Y=y, win=window, opts=options)
 

@@ -131,8 +131,10 @@ class Visualizer:
             facts = summary_of(values, edges, counts)
             self.writer.add_histogram_raw(f"{name}/{layer}", **facts, global_step=x)
             powers = np.log10(np.abs(values[values != 0]))
-            rows.append(np.histogram(powers, 40, (-10, 2))[0] / max(1, len(values)))
+            counts, edges = np.histogram(powers, 40, (-10, 2))
+            rows.append(counts / max(1, len(values)))
         options = {"title": f"log10 |{name}|", "rownames": [*tensors]}
+        options["columnnames"] = [f"{edge:.1f}" for edge in edges[:-1]]
         self.vis.show(name, "heatmap", np.stack(rows), opts=options)
 
     def graph(self, graph_def: Any) -> None:
@@ -150,7 +152,8 @@ class Visualizer:
 
     def hparams(self, options: Mapping[str, Any], results: Mapping[str, float], x: int) -> None:
         """Put a run into TensorBoard's table of hyper-parameters."""
-        kept = {k: x if isinstance(x, bool | int | float) else str(x) for k, x in options.items()}
+        # Of type, not isinstance: True would be shown as 1.0.
+        kept = {k: x if type(x) in (int, float) else str(x) for k, x in options.items()}
         self.writer.add_final(kept, dict(results))
         for name, value in results.items():
             self.writer.add_scalar(name, value, x)
@@ -162,9 +165,7 @@ class Visualizer:
         marked.insert(1, ["---"] * len(rows[0]))
         markdown = "\n".join(f"| {' | '.join(row)} |" for row in marked)
         self.writer.add_text(name, markdown, self._next_x(name, None))
-        cells = ("".join(f"<td>{cell}</td>" for cell in row) for row in lines)
-        body = "".join(f"<tr>{row}</tr>" for row in cells)
-        self.vis.show(name, "text", f"<table cellpadding=4>{body}</table>", opts={"title": name})
+        self.vis.show(name, "text", html_table(lines), opts={"title": name})
 
     def log(self, info: Any, win: str = "log_text") -> None:
         """Append a line with its time."""
@@ -242,6 +243,16 @@ def do_not_print_its_errors() -> None:
     """SummaryWriter's thread prints an error that SummaryWriter's next call raises as well."""
     hook = threading.excepthook
     threading.excepthook = lambda args: "tensorboard" in type(args.thread).__module__ or hook(args)
+
+
+def html_table(rows: Sequence[Sequence[str]]) -> str:
+    """Return a table for a window of visdom; its cells are escaped already."""
+    names = " style='overflow-wrap: anywhere; min-width: 8em'"  # long ones do not hide the rest
+    lines = (
+        "".join(f"<td{names if k == 0 else ''}>{cell}</td>" for k, cell in enumerate(row))
+        for row in rows
+    )
+    return f"<table cellpadding=4>{''.join(f'<tr>{line}</tr>' for line in lines)}</table>"
 
 
 def summary_of(values: np.ndarray, edges: np.ndarray, counts: np.ndarray) -> dict[str, Any]:

@@ -11,6 +11,7 @@ import numpy as np
 from PIL import Image
 
 from utils.visdom_client import Windows, read_curves, read_events
+from utils.visualize import html_table
 
 
 def replay(folder: Path, port: int) -> str:
@@ -32,7 +33,8 @@ def replay(folder: Path, port: int) -> str:
         counts, limits = zip(*groups.values(), strict=True)
         names = [html.escape(group, quote=False) for group in groups]
         if all(np.array_equal(limits[0], other) for other in limits):
-            edges = [f"{limit:.3g}" for limit in limits[0]]
+            width = limits[0][1] - limits[0][0]
+            edges = [f"{limit - width:.3g}" for limit in limits[0]]  # as during a training
             options = {"title": name, "legend": names, "rownames": edges, "stacked": False}
             windows.show(name, "bar", np.stack(counts, axis=1), opts=options)
         else:  # layers: each has bins of its own, from its smallest to its largest value
@@ -43,7 +45,8 @@ def replay(folder: Path, port: int) -> str:
             text = events.Tensors(tag)[-1].tensor_proto.string_val[0].decode()
             windows.show(name, "text", as_html(text), opts={"title": name})
     if (drawing := folder / "autograd.svg").exists():
-        windows.show("autograd graph", "svg", drawing.read_text(encoding="utf-8"))
+        text = drawing.read_text(encoding="utf-8")
+        windows.show("autograd graph", "svg", text, opts={"title": "autograd graph"})
     windows.close()
     return folder.name
 
@@ -61,6 +64,4 @@ def histograms_of(events: Any) -> dict[str, dict[str, tuple[np.ndarray, np.ndarr
 def as_html(markdown: str) -> str:
     """Return a table of `Visualizer.table` as HTML; its cells are escaped already."""
     rows = [line for line in markdown.splitlines() if not line.startswith("| --- ")]
-    cells = [re.findall(r"(?<=\| ).*?(?= \|)", row) for row in rows]
-    lines = ("".join(f"<td>{cell}</td>" for cell in row) for row in cells)
-    return f"<table cellpadding=4>{''.join(f'<tr>{line}</tr>' for line in lines)}</table>"
+    return html_table([re.findall(r"(?<=\| ).*?(?= \|)", row) for row in rows])

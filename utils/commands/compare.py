@@ -53,7 +53,7 @@ def run(opt: Options) -> Path:
     page = report.template("compare.html", Path(__file__).parent).render(
         title=f"{len(runs)} runs",
         runs={name: run.folder for name, run in runs.items()},
-        results=results,
+        results=[row for row in results if row[0] != "folder"],  # `runs` has it
         differences=differences,
         curves={
             name: chart.line_chart(f"{name} by epoch", lines, "epoch")
@@ -77,6 +77,8 @@ def read_run(path: Path) -> Run:
         environment = json.loads((folder / "environment.json").read_text(encoding="utf-8"))
         rows = read_csv(folder / "metrics.csv")
         history = [{name: float(x) for name, x in row.items() if x} for row in rows]
+        if not history:
+            raise ValueError("metrics.csv has no row")
         versions = environment.pop("packages")
         facts = {name: environment.get(name) for name in ("git_commit", "python", "platform")}
         facts |= {f"version of {name}": version for name, version in sorted(versions.items())}
@@ -86,6 +88,8 @@ def read_run(path: Path) -> Run:
         return Run(folder, options, facts, history, history[best - 1])
     except (OSError, ValueError, LookupError, AttributeError) as error:
         reason = f"{type(error).__name__}: {error}"
+        if isinstance(error, FileNotFoundError):
+            reason = f"there is no {error.filename}"
         raise RunError(f"{folder} is not the folder of a run with an epoch ({reason})") from None
 
 
