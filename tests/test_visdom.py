@@ -402,7 +402,7 @@ def test_a_resumed_run_shows_the_points_of_before(pages, port, env, pictures, tm
     run = train(pictures, tmp_path, port=1, env=env, max_epoch=1)  # nothing is delivered
     main.train(resume=run, max_epoch=3, visdom_port=port)
     assert_complete(run, pages, env)
-    assert pages.curve(env, "step/loss")[0] == [1, 2, 3, 4, 5, 6]
+    assert pages.curve(env, "step/loss")[0] == [1, 3, 5]
 
 
 def test_a_server_that_is_gone_at_the_end_costs_a_line_that_says_what_to_do(

@@ -55,9 +55,9 @@ def render(page: Page) -> str:
                 page.summary, page.classes, matrix=len(page.classes) <= 50
             ),
             "calibration": calibration_chart(page.summary["calibration_bins"]),
-            "mistakes": [(jpeg_url(pixels), words) for pixels, words in page.mistakes],
-            "least_sure": [(jpeg_url(pixels), words) for pixels, words in page.least_sure],
-            "looks": [(jpeg_url(pixels), words) for pixels, words in page.looks],
+            "mistakes": [(image_url(pixels), words) for pixels, words in page.mistakes],
+            "least_sure": [(image_url(pixels), words) for pixels, words in page.least_sure],
+            "looks": [(image_url(pixels), words) for pixels, words in page.looks],
         }
     )
 
@@ -113,9 +113,9 @@ def calibration_chart(bins: Sequence[tuple[int, float, float]]) -> str:
     )
 
 
-def jpeg_url(pixels: np.ndarray | Image.Image) -> str:
-    """Return a picture as an address that contains it."""
+def image_url(pixels: np.ndarray | Image.Image, kind: str = "jpeg") -> str:
+    """Return a picture, uint8 (H, W, 3), as an address that contains it."""
     file = io.BytesIO()
     image = pixels if isinstance(pixels, Image.Image) else Image.fromarray(pixels)
-    image.save(file, "jpeg", quality=85)
-    return f"data:image/jpeg;base64,{base64.b64encode(file.getvalue()).decode()}"
+    image.save(file, kind, quality=85)
+    return f"data:image/{kind};base64,{base64.b64encode(file.getvalue()).decode()}"

@@ -73,7 +73,9 @@ class Run:
         if is_new:
             files.write_json(self.folder / "environment.json", run_folder.environment())
         epoch, step = self.saved.get("epoch", 0), self.saved.get("step", 0)
-        resume_at = epoch * self.steps_per_epoch + step if self.saved else None
+        epoch_is_open = step == self.steps_per_epoch  # its val pass has to be made
+        x = epoch * self.steps_per_epoch + step
+        resume_at = x + (not epoch_is_open) if self.saved else None
         loaders = train_loader, val_loader
         self.show = Watch(self.opt, self.folder, self.model, *loaders, resume_at)
         self.vis = self.show.vis
@@ -135,8 +137,10 @@ class Run:
         numbers: to be shown every --print-freq steps, among them the loss.
         """
         self._note_position(epoch=epoch, step=step, history=history)
-        x = self._steps_done()
-        if x == 1 or x % min(self.opt.print_freq, self.steps_per_epoch) == 0:
+        # Not at the last step of an epoch: a resumed run cannot tell its point from the epoch's.
+        last, is_last = self.steps_per_epoch, step == self.steps_per_epoch > 1
+        x, due = self._steps_done(), step % max(1, min(self.opt.print_freq, last - 1)) == 0
+        if x == 1 or (due and not is_last):
             self.show.step(x, {name: float(number) for name, number in numbers.items()})
         if self.amp.updates == 1:
             self._name_idle_weights()
@@ -158,8 +162,7 @@ class Run:
         self.show.epoch(x, row)
         if self.opt.histograms:
             self.show.layers(x)
-        # Before the state is written: a run that is resumed with it does not show this epoch again.
-        self._in_thread(self.show.pictures, x, answers)
+        self._in_thread(self.show.pictures, x, answers)  # before the state is written
         is_best = metrics.is_best(self.opt.best_metric, history)
         self.save(*(["best.pth", "last.pth"] if is_best else ["last.pth"]))
         state = f"Epoch {epochs} of {self.opt.max_epoch}."
@@ -185,7 +188,7 @@ class Run:
         state = f"The weights of epoch {self.best_epoch} of {self.opt.max_epoch}{mirror}"
         answers = self.show.answers(logits, labels)
         self._write_page(f"{state}.", history, answers, with_looks=True)
-        self.show.end(self._steps_done(), answers.summary)
+        self.show.end(self._steps_done() + 1, answers.summary)  # + 1: a resume replaces it
         self.stop.raise_if_received()
         text = metrics.as_text(answers.summary, self.metadata["classes"])
         self.log(f"the weights of epoch {self.best_epoch} on val{mirror}:\n{text}")
@@ -289,6 +292,7 @@ class Run:
             self.log(f"no gradient reaches {', '.join(idle[:4])}{more}; is it used in forward()?")
 
     def _write(self, contents: Mapping[str, Any], names: tuple[str, ...]) -> None:
+        self.vis.flush()  # a run that is resumed with this state shows no step before it again
         for name in names:
             path = self.folder / name
             with self.disk(path):

@@ -13,24 +13,35 @@ class Reading(NamedTuple):
     waited: float  # seconds until a batch had come
 
     def since(self, earlier: "Reading") -> dict[str, float]:
-        """Return pictures per second, and the share of the time that was spent waiting."""
+        """Return pictures per second, and the share of the time spent waiting; {} at once."""
         images, seconds, waited = (b - a for a, b in zip(earlier, self, strict=True))
+        if not seconds:
+            return {}
         return {"images_per_second": images / seconds, "data_wait": waited / seconds}
 
 
 class Stopwatch:
-    """Measures a loop over batches: `for batch in stopwatch.timed(batches)`."""
+    """Measures a loop over batches: `for batch in stopwatch.timed(batches)`.
+
+    It stands still outside of the loop.
+    """
 
     def __init__(self) -> None:
-        self.images, self.waited = 0, 0.0
+        self.images, self.seconds, self.waited = 0, 0.0, 0.0
+        self.came: float | None = None  # when the batch came that is in use
 
     def timed(self, batches: Iterable[Any]) -> Iterator[Any]:
-        """Yield the batches, and note how long each of them took to come."""
+        """Yield the batches, and note how long each of them took to come and to be used."""
         asked = time.perf_counter()
         for batch in batches:
-            self.waited += time.perf_counter() - asked
+            self.came = time.perf_counter()
+            self.waited += self.came - asked
+            self.seconds += self.came - asked
             yield batch
             asked = time.perf_counter()
+            self.seconds += asked - self.came
+            self.came = None
 
     def read(self) -> Reading:
-        return Reading(self.images, time.perf_counter(), self.waited)
+        in_use = time.perf_counter() - self.came if self.came else 0.0
+        return Reading(self.images, self.seconds + in_use, self.waited)

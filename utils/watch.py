@@ -40,7 +40,7 @@ class Answers:
 class Watch:
     """Shows a run: `start` once, then `batch`, `step` and `epoch` as it goes on, `end` at its end.
 
-    resume_at: the number of steps that a resumed run has done already, else None.
+    resume_at: the x from which on a resumed run shows what has been shown before; else None.
     """
 
     def __init__(
@@ -55,8 +55,7 @@ class Watch:
         self.opt, self.folder, self.model = opt, folder, model
         self.train_loader, self.val_loader = train_loader, val_loader
         self.classes = train_loader.dataset.classes
-        purge = None if resume_at is None else resume_at + 1
-        self.vis = Visualizer(opt.env, folder, opt.visdom_port, resume_at=purge)
+        self.vis = Visualizer(opt.env, folder, opt.visdom_port, resume_at)
         self.readings = {
             "step": train_loader.stopwatch.read(),
             "epoch": train_loader.stopwatch.read(),
@@ -105,11 +104,10 @@ class Watch:
             words = ", ".join(f"{name.replace('_', ' ')} {x:.4g}" for name, x in values.items())
             parts.append(f"{split}: {words}")
         reading = self.train_loader.stopwatch.read()
-        speed = reading.since(self.readings["epoch"])
+        if speed := reading.since(self.readings["epoch"]):
+            rate, wait = speed["images_per_second"], speed["data_wait"]
+            parts.append(f"{rate:,.0f} pictures/s, {wait:.0%} data wait")
         self.readings["epoch"] = reading
-        parts.append(
-            f"{speed['images_per_second']:,.0f} pictures/s, {speed['data_wait']:.0%} data wait"
-        )
         return "; ".join(parts)
 
     def epoch(self, x: int, row: Mapping[str, float]) -> None:
@@ -131,7 +129,6 @@ class Watch:
             self.vis.histogram("probability", answers.probability, x, limits=(0, 1))
         if answers.mistakes:
             self.vis.photo("mistakes", figures.gallery(*zip(*answers.mistakes, strict=True)), x)
-        self.vis.flush()
 
     def layers(self, x: int) -> None:
         """Show the weights, and the gradients of the last step, layer by layer."""

@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import main  # loads all packages, which the forked processes then have
 from tests.drawings import draw_set
@@ -107,6 +108,8 @@ def differences(first: Path, second: Path) -> Iterator[str]:
         one, other = (MACHINE.sub("", (folder / name).read_text()) for folder in (first, second))
         if one != other:
             yield name
+    if points(first) != points(second):
+        yield "points of the curves"
     for name in ("last.pth", "best.pth"):
         one, other = (
             checkpoint.read(folder / name, digest_required=True) for folder in (first, second)
@@ -114,6 +117,13 @@ def differences(first: Path, second: Path) -> Iterator[str]:
         for key in STATE:
             if not same(one[key], other[key]):
                 yield f"{name}: {key}"
+
+
+def points(folder: Path) -> dict[str, list[tuple[int, float]]]:
+    """Return the points of each curve that does not depend on time."""
+    events = EventAccumulator(str(folder), size_guidance={"scalars": 0}).Reload()
+    tags = set(events.Tags()["scalars"]) - {"step/images_per_second", "step/data_wait"}
+    return {tag: [(event.step, event.value) for event in events.Scalars(tag)] for tag in tags}
 
 
 def same(one: Any, other: Any) -> bool:

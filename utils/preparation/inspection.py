@@ -8,7 +8,6 @@ from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
 from data.listing import Picture, list_labelled, list_unlabelled
 from data.read_image import printable
@@ -22,37 +21,12 @@ from data.split import (
     write_rows,
 )
 from utils.files import write_text
-from utils.report import data_url
+from utils.report import image_url, template
 
 from .copies import SIDE, find_copies
 from .look import Facts, look_at_all
 
 PAIRS_SHOWN = 300  # in split.html
-PAGE = """<!doctype html>
-<html lang="en">
-<meta charset="utf-8">
-<meta http-equiv="Content-Security-Policy"
- content="default-src 'none'; img-src data:; style-src 'unsafe-inline'">
-<title>Copies in {{ folder }}</title>
-<style>
-body { font: 16px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem }
-td { padding: .3rem 1rem .3rem 0; overflow-wrap: anywhere }
-img { width: 6rem; image-rendering: pixelated }
-.across { background: #fdd }
-</style>
-<h1>Copies in {{ folder }}</h1>
-<p>{{ count }} pairs of pictures show the same{% if count > rows | length %}; here are
-{{ rows | length }} of them{% endif %}. Pairs whose pictures are in two splits, or have two classes,
-are red.</p>
-<table>
-{% for pair in rows %}
-<tr {% if pair.red %}class="across"{% endif %}>
-{% for image, path, label, split in pair.sides %}
-<td><img alt="" src="{{ image }}"><td>{{ path }}<br>{{ label }}, {{ split }}
-{% endfor %}
-{% endfor %}
-</table>
-"""
 
 
 class TwoLabelsError(ValueError):
@@ -166,8 +140,6 @@ class Inspection:
 
     def write_page(self, val_share: float) -> None:
         """Write split.html, the pairs of copies with thumbnails; red ones first."""
-        from jinja2 import Environment
-
         splits, rows = self.splits(val_share), []
         for *pair, _ in self.pairs:
             facts = {(splits[n], self.pictures[n].label) for n in pair}
@@ -183,14 +155,15 @@ class Inspection:
                 )
                 for n in row["pair"]
             ]
-        page = Environment(autoescape=True).from_string(PAGE)
-        text = page.render(rows=rows, count=len(self.pairs), folder=printable(self.folder))
+        page = template("split.html", Path(__file__).parent)
+        title = f"Copies in {printable(self.folder)}"
+        text = page.render(title=title, rows=rows, count=len(self.pairs))
         write_text(self.folder / "split.html", text)
 
     def thumbnail(self, number: int) -> str:
         """Return the address of a picture's thumbnail, which contains it."""
         pixels = np.frombuffer(self.facts[number].thumbnail, np.uint8).reshape(3, SIDE, SIDE)
-        return data_url(Image.fromarray(pixels.transpose(1, 2, 0)).save, "png")
+        return image_url(pixels.transpose(1, 2, 0), "png")
 
 
 def inspect_pictures(
