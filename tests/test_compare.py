@@ -86,6 +86,12 @@ def test_one_run_is_not_enough(runs, count):
         main.compare(*runs[:count])
 
 
+def test_a_page_cannot_be_a_folder(runs, tmp_path):
+    done = compare(*runs, f"--page={tmp_path}")
+    assert done.returncode == 2
+    assert done.stderr == f"--page={tmp_path} is a folder: name a file in it\n"
+
+
 def test_a_folder_that_is_no_run_costs_one_line(runs, tmp_path):
     for folder in (tmp_path, tmp_path / "gone"):
         done = compare(runs[0], folder, f"--page={tmp_path / 'page.html'}")

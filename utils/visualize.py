@@ -130,11 +130,9 @@ class Visualizer:
             counts, edges = np.histogram(values, bins=30)
             facts = summary_of(values, edges, counts)
             self.writer.add_histogram_raw(f"{name}/{layer}", **facts, global_step=x)
-            powers = np.log10(np.abs(values[values != 0]))
-            counts, edges = np.histogram(powers, 40, (-10, 2))
-            rows.append(counts / max(1, len(values)))
-        options = {"title": f"log10 |{name}|", "rownames": [*tensors]}
-        options["columnnames"] = [f"{edge:.1f}" for edge in edges[:-1]]
+            row, columns = sizes_of(values, np.ones(len(values)))
+            rows.append(row)
+        options = {"title": f"log10 |{name}|", "rownames": [*tensors], "columnnames": columns}
         self.vis.show(name, "heatmap", np.stack(rows), opts=options)
 
     def graph(self, graph_def: Any) -> None:
@@ -244,6 +242,18 @@ def do_not_print_its_errors() -> None:
     """SummaryWriter's thread prints an error that SummaryWriter's next call raises as well."""
     hook = threading.excepthook
     threading.excepthook = lambda args: "tensorboard" in type(args.thread).__module__ or hook(args)
+
+
+def sizes_of(values: np.ndarray, counts: np.ndarray) -> tuple[np.ndarray, list[str]]:
+    """Return how large values are, each of which is there `counts` times.
+
+    That is the share of them in each of 40 bins of log10 |value|, and the lower edges of the bins.
+    """
+    there = values != 0
+    shares, edges = np.histogram(
+        np.log10(np.abs(values[there])), 40, (-10, 2), weights=counts[there]
+    )
+    return shares / max(1, counts.sum()), [f"{edge:.1f}" for edge in edges[:-1]]
 
 
 def html_table(rows: Sequence[Sequence[str]]) -> str:

@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 
 from utils.visdom_client import Windows, read_curves, read_events
-from utils.visualize import html_table
+from utils.visualize import html_table, sizes_of
 
 
 def replay(folder: Path, port: int) -> str:
@@ -38,8 +38,11 @@ def replay(folder: Path, port: int) -> str:
             options = {"title": name, "legend": names, "rownames": edges, "stacked": False}
             windows.show(name, "bar", np.stack(counts, axis=1), opts=options)
         else:  # layers: each has bins of its own, from its smallest to its largest value
-            rows = np.stack([count / max(1, count.sum()) for count in counts])
-            windows.show(name, "heatmap", rows, opts={"title": name, "rownames": names})
+            values = [limit - (limit[1] - limit[0]) / 2 for limit in limits]  # middles of the bins
+            pairs = zip(values, counts, strict=True)
+            rows, columns = zip(*(sizes_of(value, count) for value, count in pairs), strict=True)
+            options = {"title": f"log10 |{name}|", "rownames": names, "columnnames": columns[0]}
+            windows.show(name, "heatmap", np.stack(rows), opts=options)
     for tag in events.Tags()["tensors"]:
         if name := tag.removesuffix("/text_summary") * tag.endswith("/text_summary"):
             text = events.Tensors(tag)[-1].tensor_proto.string_val[0].decode()

@@ -37,6 +37,8 @@ def run(opt: Options) -> Path:
 
     if len(opt.runs) < 2:
         raise UsageError("compare needs two runs: python main.py compare RUN RUN …")
+    if Path(opt.page).is_dir():
+        raise UsageError(f"--page={opt.page} is a folder: name a file in it")
     runs = {f"run {number}": read_run(Path(path)) for number, path in enumerate(opt.runs, 1)}
     results = [["", *runs], ["folder", *(run.folder.name for run in runs.values())]]
     for name in dict.fromkeys(key for run in runs.values() for key in run.best):
