@@ -221,5 +221,6 @@ def test_a_run_resumed_after_a_cut_comes_to_the_same_bits(training):
     for state in [*outcomes.values(), *random.Random(0).sample(saved, 12)]:
         run = training.build(state)
         main.train(resume=run, save_minutes=10)
-        assert list(differences(training.run, run)) == []
+        # TensorBoard's files are not flushed to the disk: a cut may take points of the curves.
+        assert {*differences(training.run, run)} <= {"points of the curves"}
         assert not list(run.glob(".*.tmp"))
