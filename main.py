@@ -82,7 +82,7 @@ def train(**options) -> Path:
                 )
                 loss = losses.mean()
                 meters.add(logits, labels, losses)
-                # It shows these numbers every print_freq steps, and saves when it is time.
+                # step_done shows these numbers every print_freq steps, and saves when it is time.
                 run.step_done(epoch, step + 1, history, loss=loss, lr=lr, gradient_norm=norm)
                 pause_if_asked(opt.debug_file)
 
@@ -99,7 +99,7 @@ def train(**options) -> Path:
             history = [*history, row]
             meters.reset()
             first_step = 0
-            # It writes metrics.csv, last.pth and best.pth, and shows what is new.
+            # epoch_done writes metrics.csv, last.pth and best.pth, and shows what is new.
             run.epoch_done(epoch + 1, history, logits, labels)
 
         # step 8: what the best weights do, in words and pictures

@@ -19,9 +19,10 @@ from torch import nn
 import data
 import main
 from tests.helpers import PRECISION, PROJECT, SMALL, as_words, steps_made
-from utils import checkpoint, files, metrics, run_folder
+from utils import checkpoint, engine, files, metrics, run_folder
 from utils.options import UsageError
 from utils.signals import Stopped
+from utils.watch import Watch
 
 SMALL = SMALL | {"batch_size": 21}  # two steps an epoch
 
@@ -385,6 +386,31 @@ def test_an_unknown_metric_is_refused_before_anything_is_written(tmp_path):
 
 
 # Small sets, wrong paths, file systems.
+
+
+@pytest.mark.parametrize("part", ["start", "batch", "step", "epoch", "pictures", "page", "end"])
+def test_an_error_in_what_is_shown_costs_a_line_and_no_bit(part, pictures, tmp_path, monkeypatch):
+    whole = train(pictures, tmp_path / "whole", max_epoch=2)
+
+    def fail(*_args, **_options):
+        raise ValueError("a viewer's bug")
+
+    monkeypatch.setattr(Watch, part, fail)
+    run = train(pictures, tmp_path / "other", max_epoch=2)
+    lines = [x for x in (run / "log.txt").read_text().splitlines() if "a viewer's bug" in x]
+    assert len(lines) == 1 and lines[0].endswith("; the run goes on")
+    assert torch.equal(last(run)["model"]["linear.weight"], last(whole)["model"]["linear.weight"])
+
+
+def test_histograms_need_no_gradient(pictures, tmp_path, monkeypatch):
+    """A run that is resumed for the val pass of an epoch has made no step."""
+    evaluate = engine.evaluate
+    monkeypatch.setattr(engine, "evaluate", lambda *_, **__: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        train(pictures, tmp_path, max_epoch=1, histograms=True)
+    monkeypatch.setattr(engine, "evaluate", evaluate)
+    run = main.train(resume=only_run(tmp_path), visdom_port=1)
+    assert last(run)["epoch"] == 1 and "incomplete" not in (run / "log.txt").read_text()
 
 
 def test_a_small_set_has_a_loss_curve_too(pictures, tmp_path):

@@ -83,7 +83,7 @@ def to_graph_def(operations: list[Operation]) -> Any:
     for number, operation in enumerate(operations):
         layer = "".join(f"{part}/" for part in operation.layer.split(".") if part)
         paths.append(f"{layer}{operation.name}_{number}")
-        weights = [f"{name.replace('.', '/')}" for name, _ in operation.weights]
+        weights = [name.replace(".", "/") for name, _ in operation.weights]
         inputs = [paths[before] for before in operation.inputs]
         graph.node.add(name=paths[-1], op=operation.name, input=inputs + weights)
         for name, (_, shape) in zip(weights, operation.weights, strict=True):

@@ -14,6 +14,7 @@ from tqdm import tqdm
 from utils import ALL_CORES, checkpoint, files, metrics, run_folder
 from utils.checkpoint import plain_copy
 from utils.device import OWN_CORE, Precision, has_native_bf16, use_cores
+from utils.failures import one_line
 from utils.guard import NotFinite, not_finite
 from utils.options import Options
 from utils.signals import StopRequest
@@ -58,6 +59,7 @@ class Run:
         tracked: the objects whose `state_dict` makes up the state of the run, among them `model`.
         """
         dataset, self.steps_per_epoch = train_loader.dataset, len(train_loader)
+        changed_options = self.opt.as_words()
         self.opt.precision = amp.name  # "auto" may mean something else on another machine
         self.amp, self.model = amp, tracked["model"]
         metadata = {name: list(getattr(dataset, name)) for name in ("classes", "mean", "std")}
@@ -68,6 +70,9 @@ class Run:
         if is_new:
             self.folder = run_folder.new_run(self.opt.checkpoint_root, self.opt.model)
         self.lock = run_folder.lock(self.folder, self.log)
+        self.tracked = {**tracked, "amp": amp}
+        self._restore()
+        # Only now: a checkpoint that does not fit changes no file.
         for half_written in self.folder.glob(".*.tmp"):  # of a run that was killed
             half_written.unlink()
         if is_new:
@@ -78,18 +83,18 @@ class Run:
         resume_at = x + (not epoch_is_open) if self.saved else None
         loaders = train_loader, val_loader
         self.show = Watch(self.opt, self.folder, self.model, *loaders, resume_at)
-        self.vis = self.show.vis
-        self.tracked = {**tracked, "amp": amp, "vis": self.vis}
+        self.vis = self.tracked["vis"] = self.show.vis
+        self.vis.load_state_dict(self.saved.get("vis", {}))
         self.writer = ThreadPoolExecutor(max_workers=1)
         self.writing: Future | None = None  # the newest save
+        self.unshown: set[str] = set()  # lines of the log on what could not be shown
         self.unfinished: deque[Future] = deque()  # what the thread has been given
         self.saved_at, self.file_verified = time.monotonic(), False
         self.began = time.monotonic() - self.saved.get("seconds", 0.0)
-        self._restore()
-        self._write_options()  # only now: a checkpoint that does not fit changes no file
-        self.log(f"options: {self.opt.as_words() or 'the defaults'}")
+        self._write_options()
+        self.log(f"options: {changed_options or 'the defaults'}")
         if not self.saved:
-            self.show.start()
+            self._show(self.show.start)
         history = self.saved.get("history", [])
         self._note_position(epoch=epoch, step=step, history=history)
         return epoch, step, history
@@ -127,7 +132,7 @@ class Run:
         """
         for step, images, labels in batches:
             if step == 0 and self.position["epoch"] == 0:
-                self.show.batch(split, images, labels, x=self._steps_done())
+                self._show(self.show.batch, split, images, labels, self._steps_done())
             yield step, images, labels
             self.stop.raise_if_received()
 
@@ -137,11 +142,12 @@ class Run:
         numbers: to be shown every --print-freq steps, among them the loss.
         """
         self._note_position(epoch=epoch, step=step, history=history)
-        # Not at the last step of an epoch: a resumed run cannot tell its point from the epoch's.
-        last, is_last = self.steps_per_epoch, step == self.steps_per_epoch > 1
-        x, due = self._steps_done(), step % max(1, min(self.opt.print_freq, last - 1)) == 0
-        if x == 1 or (due and not is_last):
-            self.show.step(x, {name: float(number) for name, number in numbers.items()})
+        # Not at the last of several steps: a resumed run cannot tell its point from the epoch's.
+        x, steps = self._steps_done(), self.steps_per_epoch
+        is_due = step % max(1, min(self.opt.print_freq, steps - 1)) == 0
+        if x == 1 or (is_due and (step < steps or steps == 1)):
+            values = {name: float(number) for name, number in numbers.items()}
+            self._show(self.show.step, x, values)
         if self.amp.updates == 1:
             self._name_idle_weights()
         if time.monotonic() - self.saved_at > 60 * self.opt.save_minutes:
@@ -157,16 +163,17 @@ class Run:
         with self.disk(self.folder / "metrics.csv"):
             files.write_csv(self.folder / "metrics.csv", history)
         self.log(self.show.epoch_line(row, self.opt.max_epoch))
+        answers = self.show.answers(logits, labels)
         self._note_position(epoch=epochs, step=0, history=history)
-        x, answers = self._steps_done(), self.show.answers(logits, labels)
-        self.show.epoch(x, row)
+        x = self._steps_done()
+        self._show(self.show.epoch, x, row)
         if self.opt.histograms:
-            self.show.layers(x)
-        self._in_thread(self.show.pictures, x, answers)  # before the state is written
+            self._show(self.show.layers, x)
+        self._in_thread(self._show, self.show.pictures, x, answers)  # before the state is written
         is_best = metrics.is_best(self.opt.best_metric, history)
         self.save(*(["best.pth", "last.pth"] if is_best else ["last.pth"]))
         state = f"Epoch {epochs} of {self.opt.max_epoch}."
-        self._in_thread(self._write_page, state, history, answers)
+        self._in_thread(self._show, self._write_page, state, history, answers)
         self.stop.raise_if_received()
 
     def load_best(self) -> None:
@@ -187,12 +194,23 @@ class Run:
         mirror = ", with mirror images" if self.opt.mirror else ""
         state = f"The weights of epoch {self.best_epoch} of {self.opt.max_epoch}{mirror}"
         answers = self.show.answers(logits, labels)
-        self._write_page(f"{state}.", history, answers, with_looks=True)
-        self.show.end(self._steps_done() + 1, answers.summary)  # + 1: a resume replaces it
+        self._show(self._write_page, f"{state}.", history, answers, with_looks=True)
+        # One step after the end, so that a resumed run replaces these points.
+        self._show(self.show.end, self._steps_done() + 1, answers.summary)
         self.stop.raise_if_received()
         text = metrics.as_text(answers.summary, self.metadata["classes"])
         self.log(f"the weights of epoch {self.best_epoch} on val{mirror}:\n{text}")
         self.log(f"weights   {self.folder / 'best.pth'}\nreport    {self.folder / 'report.html'}")
+
+    def _show(self, call: Callable, *args: Any, **options: Any) -> None:
+        """Show something; an error costs a line, not the run."""
+        try:
+            call(*args, **options)
+        except Exception as error:
+            line = f"what people see is incomplete ({one_line(error)}); the run goes on"
+            if line not in self.unshown:
+                self.log(line)
+            self.unshown.add(line)
 
     def _write_page(self, *parts: Any, **options: Any) -> None:
         path = self.folder / "report.html"

@@ -13,7 +13,7 @@ class Reading(NamedTuple):
     waited: float  # seconds until a batch had come
 
     def since(self, earlier: "Reading") -> dict[str, float]:
-        """Return pictures per second, and the share of the time spent waiting; {} at once."""
+        """Return pictures per second and the share of waiting; {} if no time has passed."""
         images, seconds, waited = (b - a for a, b in zip(earlier, self, strict=True))
         if not seconds:
             return {}

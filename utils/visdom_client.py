@@ -20,7 +20,7 @@ from tqdm import tqdm
 SECONDS_TO_ANSWER = 10.0
 SECONDS_TO_RETRY = 2.0
 SECONDS_TO_END = 60.0  # how long `close` waits for a server that goes on answering
-REST = 20  # times as long as a delivery took, the thread rests, to leave the cores to training
+REST = 20  # times the CPU time of a delivery, at most 10 s, the thread rests
 
 
 ROOM = {"margintop": 80}  # pixels for the title of a plot, below its buttons
@@ -122,7 +122,7 @@ class Windows:
             self._deliver()
             if save:
                 self.client.save([self.env])
-        except OSError as error:
+        except Exception as error:  # OSError, or what is there is no visdom
             if self.failing or self.client or not isinstance(error, ConnectionRefusedError):
                 self._lose(error)  # else there is no server; it may be started later
         return self.client is not None
@@ -181,8 +181,8 @@ class Windows:
         if self.folder is None or self.resume_at is None:
             return
         for chart, line, points in read_curves(self.folder):
-            earlier = [(x, y) for x, y in points if x < self.resume_at]
-            self.curves.setdefault(chart, {}).setdefault(line, [])[:0] = earlier
+            if earlier := [(x, y) for x, y in points if x < self.resume_at]:
+                self.curves.setdefault(chart, {}).setdefault(line, [])[:0] = earlier
         self.resume_at = None
 
     def close(self) -> None:

@@ -114,7 +114,7 @@ class Visualizer:
             facts = summary_of(values, edges, counts[group])
             self.writer.add_histogram_raw(f"{name}/{group}", **facts, global_step=x)
         names = [html.escape(group, quote=False) for group in groups]  # Plotly reads tags
-        options = {"title": name, "legend": names, "stacked": False}
+        options = {"title": name, "stacked": False} | ({"legend": names} if names[1:] else {})
         options["rownames"] = [f"{edge:.3g}" for edge in edges[:-1]]
         self.vis.show(name, "bar", np.stack([*counts.values()], axis=1), opts=options)
 
@@ -123,7 +123,7 @@ class Visualizer:
 
         TensorBoard shows a histogram of each, visdom one map of all: how large the values are.
         """
-        rows = []
+        rows, columns = [], []
         for layer, tensor in tensors.items():
             values = tensor.detach().float().flatten().cpu().numpy().astype(np.float64)
             values = values[np.isfinite(values)]
@@ -133,7 +133,8 @@ class Visualizer:
             row, columns = sizes_of(values, np.ones(len(values)))
             rows.append(row)
         options = {"title": f"log10 |{name}|", "rownames": [*tensors], "columnnames": columns}
-        self.vis.show(name, "heatmap", np.stack(rows), opts=options)
+        if rows:  # a run that is resumed for the val pass of an epoch has no gradients
+            self.vis.show(name, "heatmap", np.stack(rows), opts=options)
 
     def graph(self, graph_def: Any) -> None:
         """Show the graph of a model in TensorBoard."""
@@ -151,7 +152,7 @@ class Visualizer:
     def hparams(self, options: Mapping[str, Any], results: Mapping[str, float], x: int) -> None:
         """Put a run into TensorBoard's table of hyper-parameters."""
         # Of type, not isinstance: True would be shown as 1.0.
-        kept = {k: x if type(x) in (int, float) else str(x) for k, x in options.items()}
+        kept = {k: v if type(v) in (int, float) else str(v) for k, v in options.items()}
         self.writer.add_final(kept, dict(results))
         for name, value in results.items():
             self.writer.add_scalar(name, value, x)

@@ -73,10 +73,10 @@ class Watch:
         with suppress(Exception):  # the operations of some models cannot be followed
             images = torch.zeros(2, 3, self.opt.image_size, self.opt.image_size)
             operations = graph.operations_of(self.model, images.to(device_of(self.model)))
-            self.vis.graph(graph.to_graph_def(operations))
             drawing = graph.to_svg(operations)
             self.vis.svg("autograd graph", drawing)
             files.write_text(self.folder / "autograd.svg", drawing)
+            self.vis.graph(graph.to_graph_def(operations))
 
     def batch(self, split: str, images: Tensor, labels: Tensor, x: int) -> None:
         """Show the pictures of a batch (N, 3, H, W) as the model sees them."""
@@ -156,7 +156,7 @@ class Watch:
         dataset, readable = self.val_loader.dataset, self.val_loader.readable()
         found = []
         for position, given, probability in positions:
-            with suppress(OSError):  # it could be read before
+            with suppress(OSError):  # the file may have gone since the val pass
                 image, label = dataset[readable[position]]
                 pixels = np.asarray(image.permute(1, 2, 0))  # (H, W, 3)
                 pixels = np.asarray(Image.fromarray(pixels.squeeze()).convert("RGB"))
@@ -248,6 +248,6 @@ def picture_sizes(dataset: Any, count: int = 200) -> dict[str, np.ndarray]:
     """Return the widths and heights of pictures that are evenly spread over a data set of files."""
     sizes = []
     for index in range(0, len(dataset), max(1, len(dataset) // count)):
-        with suppress(OSError, AttributeError), Image.open(dataset.path(index)) as image:
+        with suppress(Exception), Image.open(dataset.path(index)) as image:  # no path, or too large
             sizes.append(image.size)
     return dict(zip(("width", "height"), np.array(sizes).T, strict=True)) if sizes else {}
