@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 SECONDS_TO_ANSWER = 10.0
 SECONDS_TO_RETRY = 2.0
-SECONDS_TO_END = 60.0  # how long `close` waits for a server that goes on answering
+SECONDS_TO_END = 120.0  # how long `close` waits for a server that goes on answering
 REST = 20  # times the CPU time of a delivery, at most 10 s, the thread rests
 
 
