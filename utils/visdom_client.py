@@ -190,7 +190,10 @@ class Windows:
         with self.changed:
             self.closing = True
             self.changed.notify()
-        self.thread.join(SECONDS_TO_RETRY if self.failing else SECONDS_TO_END)
+        self.thread.join(SECONDS_TO_RETRY)
+        if self.thread.is_alive() and not self.failing:
+            tqdm.write(f"waiting for visdom to take what is left, at most {SECONDS_TO_END:.0f} s")
+            self.thread.join(SECONDS_TO_END)
         if self.failing or self.thread.is_alive():
             tqdm.write(
                 f"visdom on port {self.port} has not got everything; "
