@@ -14,6 +14,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from urllib.parse import quote, urlencode
 from urllib.request import Request, urlopen
@@ -346,7 +347,8 @@ def assert_board(browser, folder: Path, epochs: int) -> None:
     assert any("Convolution" in text for text in words)
     for chart in ("confidence", "probability", "log10 |weights|", "log10 |gradients|"):
         shown = [chart, chart.removeprefix("log10 |").removesuffix("|")]  # the latter: replayed
-        wait_until(lambda: any(is_filled(browser, title) for title in shown), seconds=20)  # noqa: B023
+        filled = partial(lambda titles: any(is_filled(browser, title) for title in titles), shown)
+        wait_until(filled, seconds=20)
 
 
 def is_filled(browser, chart: str) -> bool:

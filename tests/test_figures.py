@@ -92,11 +92,12 @@ def test_the_least_sure_right_answers_come_in_order():
 
 
 def test_the_least_sure_of_multi_label_data_have_all_classes_right():
-    logits = torch.tensor([[4.0, -1.0], [2.0, -3.0], [4.0, 4.0]])
-    labels = torch.tensor([[1, 0], [1, 0], [1, 0]])
+    logits = torch.tensor([[4.0, -1.0], [3.0, 1.0], [4.0, 4.0], [-1.0, -1.0]])
+    labels = torch.tensor([[1, 0], [1, 1], [1, 0], [0, 0]])  # the last shows no class
     found = metrics.least_sure_right(logits, labels)
-    assert [(position, given) for position, given, _ in found] == [(0, 1), (1, 0)]
-    assert found[0][2] == pytest.approx(torch.tensor(1.0).sigmoid().item())
+    assert [(position, given) for position, given, _ in found] == [(1, 1), (0, 0)]
+    for (_, _, probability), logit in zip(found, (1.0, 4.0), strict=True):
+        assert probability == pytest.approx(torch.tensor(logit).sigmoid().item())
 
 
 class Forked(nn.Module):

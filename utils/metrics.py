@@ -177,12 +177,13 @@ def least_sure_right(
 ) -> list[tuple[int, int, float]]:
     """Return (position, class, probability) of the least confident right answers, in order.
 
-    Of multi-label data, all classes of such a picture are right; the least sure of them is named.
+    Of multi-label data, all classes of such a picture are right, and it shows at least one: the
+    least sure of those that it shows is named.
     """
     if labels.ndim == 2:
         yes = logits.float().sigmoid()
-        right = ((yes > 0.5) == (labels > 0.5)).all(dim=1)
-        confidence, given = torch.maximum(yes, 1 - yes).min(dim=1)
+        right = ((yes > 0.5) == (labels > 0.5)).all(dim=1) & (yes > 0.5).any(dim=1)
+        confidence, given = yes.masked_fill(yes <= 0.5, 1.0).min(dim=1)
     else:
         confidence, given = logits.float().softmax(dim=1).max(dim=1)
         right = given == labels
