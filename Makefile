@@ -7,7 +7,7 @@ UV = $(shell uv --version >/dev/null 2>&1 && echo uv || echo .venv/bin/uv)
 # Tests start many commands; without bytecode each of them would compile torch again.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help demo test test-copies bench lint lock clean
+.PHONY: help demo test test-copies bench lint audit lock clean
 
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile
@@ -28,17 +28,21 @@ data/demo: | $(STAMP)
 test: $(STAMP)  ## run the tests, those of training in float32 and in bfloat16
 	$(RUN) -m pytest -n auto --dist loadfile
 	TEST_PRECISION=bf16 $(RUN) -m pytest -n auto tests/test_train.py tests/test_run.py tests/test_resume.py \
-		tests/test_augment.py tests/test_multi_label.py
+		tests/test_augment.py tests/test_multi_label.py tests/test_train_options.py tests/test_fine_tuning.py
 
-test-copies: $(STAMP)  ## remove and add parts as the README says, on copies; run the suite on each
+test-copies: $(STAMP)  ## remove and add parts as docs/adapting.md says, on copies; run the suite on each
 	$(RUN) -m pytest -m copies -o faulthandler_timeout=0  # each takes minutes
 
 bench: $(STAMP) | data/demo  ## measure the speed; DATA=path/to/train and MODEL=ResNet34 change the case
 	$(RUN) -m tests.benchmarks --data $(or $(DATA),data/demo/train) --model $(or $(MODEL),SqueezeNet)
 
-lint: $(STAMP)  ## check style and format
+lint: $(STAMP)  ## check style, format and types
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
+	$(RUN) -m mypy
+
+audit: $(STAMP)  ## look for known holes in the packages of requirements.lock; needs a network
+	$(UV) tool run pip-audit --strict --disable-pip --require-hashes -r requirements.lock
 
 # Versions already in the lock stay where they can; delete it first to renew them all.
 lock:  ## write requirements.lock anew after a change of requirements.txt
@@ -47,7 +51,7 @@ lock:  ## write requirements.lock anew after a change of requirements.txt
 		--custom-compile-command "make lock" --output-file requirements.lock requirements.txt
 
 clean:  ## remove .venv, caches and the demo pictures; checkpoints stay
-	rm -rf .venv .pytest_cache .ruff_cache data/demo
+	rm -rf .venv .pytest_cache .ruff_cache .mypy_cache data/demo
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # The stamp is written last: where it is missing, an install was interrupted and .venv starts over.

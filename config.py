@@ -31,6 +31,7 @@ COMMANDS = {
 CHANGEABLE_ON_RESUME = """
     save_minutes num_workers cache cache_root train_data_root test_data_root env visdom_port checks
     print_freq histograms debug_file traceback debug_on_error checkpoint_root result_file
+    stop_after max_minutes profile detect_anomaly
 """
 
 
@@ -40,7 +41,7 @@ class DefaultConfig(Options):
     changeable_on_resume = frozenset(CHANGEABLE_ON_RESUME.split())
 
     # Data
-    dataset: str = "DogCat"  # a class of data/; DogCat takes folders and lists, too
+    dataset: str = "DogCat"  # a class of data/; Pictures is enough for folders and lists
     train_data_root: InputPath = "data/demo/train"  # labelled pictures: a folder or a list
     test_data_root: InputPath = "data/demo/test1"  # pictures to classify: a folder or a list
     layout: Literal["auto", "flat", "folders", "splits", "csv"] = "auto"  # auto finds it by looking
@@ -56,13 +57,21 @@ class DefaultConfig(Options):
     cache_root: str = "data/cache"  # folder of --cache=disk; it may be deleted at any time
 
     # Model
-    model: str = "SqueezeNet"  # a class of models/
+    model: str = "SqueezeNet"  # a class of models/, or torchvision/NAME, as torchvision/resnet18
     load_model_path: InputPath | None = None  # run folder or .pth; None: val, test take the newest
     pretrained: bool = False  # start from torchvision's ImageNet weights (downloads them once)
+    freeze: WholeNumber = 0  # epochs at the start in which only the head, the last layer, learns
+    backbone_lr: Fraction = 1.0  # learning rate of all but the head, as a share of lr
+    compile: bool = False  # compile the model by torch.compile; for GPUs, slower on a CPU
     dropout: Fraction = 0.1  # share of features dropped before the classifier, in training only
 
     # Training
+    config: InputPath | None = None  # a file of options, as RUN/config.json; --options win over it
     max_epoch: PositiveInt = 40  # passes over the training pictures
+    stop_after: PositiveInt | None = None  # end after so many epochs without a lower val loss
+    max_minutes: PositiveFloat | None = None  # begin no epoch that would probably end later
+    limit_batches: PositiveInt | None = None  # of each pass, for a trial run
+    dry_run: bool = False  # try every part of a run: one epoch of 10 batches; nothing is kept
     batch_size: PositiveInt = 64  # pictures per step
     accumulate: PositiveInt = 1  # parts of a batch computed one by one, which saves memory
     optimizer: Literal["muon", "adamw"] = "muon"  # muon learns faster; adamw suits fine-tuning
@@ -77,6 +86,7 @@ class DefaultConfig(Options):
     balanced: bool = False  # weigh classes by 1 / their count, so that rare ones count as much
     best_metric: str = "accuracy"  # val metric that decides which epoch is kept in best.pth
     mirror: bool = True  # after training: mean over each picture and its mirror image
+    calibrate: bool = False  # after training: fit the temperature of the probabilities on val
     seed: WholeNumber = 0  # same seed, same run, bit for bit (GPU: with --deterministic)
 
     # Resuming
@@ -95,6 +105,8 @@ class DefaultConfig(Options):
     checks: Literal["off", "start", "always"] = "start"  # stop at NaN or inf; start: first 20 steps
     print_freq: PositiveInt = 20  # steps between two points of the training curves
     histograms: bool = False  # show weights and gradients by layer after each epoch
+    profile: bool = False  # write a trace of some steps, and what took the most time in them
+    detect_anomaly: bool = False  # name the operation whose gradient is NaN; slow
     debug_file: str | None = "/tmp/debug"  # create it while a run goes on: ipdb opens in its loop
     traceback: bool = False  # show the whole traceback of a failure
     debug_on_error: bool = False  # open the debugger where a failure happened

@@ -21,18 +21,19 @@ if __name__ == "__main__":  # ends the program for wrong usage and help, before 
 
 import fire
 from fire.decorators import SetParseFn
-from torch import nn
 
 import data
 import models
-from utils import checkpoint, engine, files, metrics, recipe, run_folder
+from utils import engine, files, metrics, recipe
 from utils.debug import pause_if_asked
-from utils.device import Precision, set_up_device
+from utils.device import set_up_device
 from utils.failures import one_line_failures
 from utils.guard import guard_is_on
+from utils.memory import StepWithinMemory
 from utils.meters import TrainMeters
 from utils.run import Run
 from utils.seed import seed_everything
+from utils.trained import open_checkpoint
 
 
 def train(**options) -> Path:
@@ -43,33 +44,36 @@ def train(**options) -> Path:
     device, amp = set_up_device(opt.use_gpu, opt.precision, opt.deterministic)
 
     # step 2: data
-    loader_options = {"log": run.log, "saved": run.saved, "cache": opt.cache}
+    loader_options: dict = {"log": run.log, "saved": run.saved, "cache": opt.cache}
     train_loader = data.build_loader(opt, "train", device, **loader_options)
     val_loader = data.build_loader(opt, "val", device, **loader_options)
 
     # step 3: model, loss, optimizer, meters
-    model = models.build(opt, train_loader.dataset.num_classes, load=not run.saved)
-    model.to(device)
+    num_classes = train_loader.dataset.num_classes
+    model = models.build(opt, num_classes, load=not run.saved, log=run.log).to(device)
+    body = models.body_weights(opt, model, num_classes)  # [] without --freeze and --backbone-lr
     criterion = recipe.build_criterion(opt, train_loader.dataset).to(device)
-    optimizer = recipe.build_optimizer(opt, model)
-    meters = TrainMeters(train_loader.dataset.num_classes, train_loader.dataset.multi_label)
+    optimizer = recipe.build_optimizer(opt, model, body)
+    meters = TrainMeters(num_classes, train_loader.dataset.multi_label)
+    train_step = StepWithinMemory(engine.train_step, opt, run.log)  # in parts, if memory is short
 
     # step 4: make the run's folder, or restore the state of the run; history: a dict per epoch
-    first_epoch, first_step, history = run.start(
+    first_step, history = run.start(
         train_loader, val_loader, amp, model=model, optimizer=optimizer, meters=meters
     )
     with train_loader, val_loader, run:  # on leaving, run saves, then the loaders stop
-        for epoch in range(first_epoch, opt.max_epoch):
+        for epoch in run.epochs():
             # step 5: train
             model.train()
-            title = f"epoch {epoch + 1}/{opt.max_epoch}"
-            batches = run.watch("train", train_loader.epoch(epoch, first_step, title))
+            recipe.freeze(model, body, epoch < opt.freeze)
+            batches = train_loader.epoch(epoch, first_step, f"epoch {epoch + 1}/{opt.max_epoch}")
+            batches = run.watch("train", batches)
             for step, images, labels in batches:
                 seed_everything(opt.seed, epoch, step)  # a resumed run has the same dropout
                 progress = (epoch + step / len(train_loader)) / opt.max_epoch
                 lr = recipe.learning_rate(opt, progress, history)
                 recipe.set_lr(optimizer, lr)
-                logits, losses, norm = engine.train_step(
+                logits, losses, norm = train_step(
                     model,
                     images,
                     labels,
@@ -77,12 +81,11 @@ def train(**options) -> Path:
                     optimizer=optimizer,
                     amp=amp,
                     clip_norm=opt.clip_norm,
-                    accumulate=opt.accumulate,
                     guard=guard_is_on(opt.checks, amp.updates),
                 )
-                loss = losses.mean()
                 meters.add(logits, labels, losses)
                 # step_done shows these numbers every print_freq steps, and saves when it is time.
+                loss = losses.mean()
                 run.step_done(epoch, step + 1, history, loss=loss, lr=lr, gradient_norm=norm)
                 pause_if_asked(opt.debug_file)
 
@@ -112,10 +115,13 @@ def train(**options) -> Path:
 
 def val(**options) -> dict:
     """Measure a checkpoint on the val split; return the numbers."""
-    opt, model, loader, amp = open_checkpoint(options, "val")
+    opt, saved, device, amp = open_checkpoint(DefaultConfig(**options))
+    loader = data.build_loader(opt, "val", device, saved=saved)
+    model = models.build(opt, loader.dataset.num_classes).to(device)
     with loader:
         batches = loader.epoch(title="val")
         logits, labels = engine.evaluate(model, batches, amp, opt.mirror, opt.debug_file)
+    logits = logits / saved.get("temperature", 1.0)  # see --calibrate
     summary = metrics.summarize(logits, labels)
     print(*loader.new_failures(), metrics.as_text(summary, loader.dataset.classes), sep="\n")
     return summary
@@ -127,11 +133,14 @@ def test(**options) -> Path:
     The columns are id and label, the probability of the second of two classes, as Kaggle wants it;
     with more classes, or multi-label ones, id and a column for each class.
     """
-    opt, model, loader, amp = open_checkpoint(options, "test")
+    opt, saved, device, amp = open_checkpoint(DefaultConfig(**options))
+    loader = data.build_loader(opt, "test", device, saved=saved)
+    model = models.build(opt, loader.dataset.num_classes).to(device)
     Path(opt.result_file).parent.mkdir(parents=True, exist_ok=True)  # before the work
     with loader:
         batches = loader.epoch(title="test")
         logits, indices = engine.evaluate(model, batches, amp, opt.mirror, opt.debug_file)
+    logits = logits / saved.get("temperature", 1.0)  # see --calibrate
     rows = metrics.result_rows(loader.dataset, indices, logits)
     files.write_csv(opt.result_file, rows)
     print(*loader.new_failures(), f"{len(rows):,} rows are in {opt.result_file}", sep="\n")
@@ -145,42 +154,15 @@ def help(command: str = "") -> None:
 
 # Each of the other commands is a file in utils/commands/. To remove one, delete it and its line.
 prepare = commands.get("prepare")
-check = commands.get("check", train)
 split = commands.get("split")
-compare = commands.get("compare")
+check = commands.get("check", train)
+find_lr = commands.get("find_lr")
+sweep = commands.get("sweep")
+predict = commands.get("predict")
+export = commands.get("export")
 board = commands.get("board")
-
-
-# What val and test take from a checkpoint, if it is not given to them.
-SPLIT_OPTIONS = {"layout", "val_share", "fold"}
-REMEMBERED = {"model", "dataset", "image_size", "mirror", "train_data_root"} | SPLIT_OPTIONS
-
-
-def open_checkpoint(
-    options: dict, mode: str
-) -> tuple[DefaultConfig, nn.Module, data.Loader, Precision]:
-    """Return what val and test need: options, model, loader and precision.
-
-    What the checkpoint knows (model, classes, image size, normalisation) need not be given.
-    """
-    opt = DefaultConfig(**options)
-    path = opt.load_model_path or run_folder.newest_run(opt.checkpoint_root)
-    if not path:
-        raise FileNotFoundError(
-            f"there is no run in {opt.checkpoint_root} yet; train, or give --load-model-path=PATH"
-        )
-    path = checkpoint.locate(path)
-    contents = checkpoint.read(path)
-    saved = contents if "classes" in contents else {}  # a bare state dict has weights only
-    of_other_data = SPLIT_OPTIONS if "train_data_root" in options else set()
-    wanted = REMEMBERED - of_other_data
-    known = {name: x for name, x in saved.get("options", {}).items() if name in wanted}
-    opt = DefaultConfig(**{**known, **options, "load_model_path": path})
-    print(f"checkpoint {path}")
-    device, amp = set_up_device(opt.use_gpu, opt.precision, opt.deterministic)
-    loader = data.build_loader(opt, mode, device, log=print, saved=saved)
-    model = models.build(opt, loader.dataset.num_classes).to(device)
-    return opt, model, loader, amp
+compare = commands.get("compare")
+new = commands.get("new")
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 import inspect
 import math
+import os
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -11,6 +12,7 @@ import numpy as np
 import torch
 
 import data
+from config import DefaultConfig
 from utils.checkpoint import CheckpointError
 from utils.options import UsageError, find_class, flag
 from utils.seed import seed_of
@@ -21,7 +23,7 @@ from .loader import Loader
 from .transforms import batch_mixer
 
 
-def open_split(opt: Any, mode: str) -> ImageDataset:
+def open_split(opt: DefaultConfig, mode: str) -> ImageDataset:
     """Return the data set of the options in mode "train", "val" or "test"."""
     dataset_class = find_class(data, opt.dataset)
     root = opt.test_data_root if mode == "test" else opt.train_data_root
@@ -36,7 +38,7 @@ def open_split(opt: Any, mode: str) -> ImageDataset:
 
 
 def build_loader(
-    opt: Any,
+    opt: DefaultConfig,
     mode: str,
     device: torch.device,
     log: Callable[[str], Any] = print,
@@ -58,9 +60,10 @@ def build_loader(
         dataset.std = saved.get("std", dataset.std)
     if cache != "none":
         log(f"{mode}: {keep_pictures(dataset, cache, Path(opt.cache_root))}")
+    options: dict[str, Any] = {"seed": opt.seed, "limit_batches": opt.limit_batches}
     if mode == "test":  # an answer is expected for each picture
-        return Loader(dataset, opt.batch_size, opt.num_workers, device, seed=opt.seed)
-    options: dict[str, Any] = {"bad_share": 0.01 if opt.on_bad_image == "skip" else 0.0}
+        return Loader(dataset, opt.batch_size, opt.num_workers, device, **options)
+    options |= {"bad_share": 0.01 if opt.on_bad_image == "skip" else 0.0}
     if mode == "train":
         options |= {"shuffle": True, "mix": batch_mixer(opt.augment, dataset.num_classes)}
         options |= {"oversample": opt.oversample}
@@ -70,7 +73,7 @@ def build_loader(
             log(oversampling_in_words(dataset))
             if opt.balanced:
                 raise UsageError("--oversample and --balanced do the same: leave out one of them")
-    return Loader(dataset, opt.batch_size, opt.num_workers, device, seed=opt.seed, **options)
+    return Loader(dataset, opt.batch_size, opt.num_workers, device, **options)
 
 
 def oversampling_in_words(dataset: ImageDataset) -> str:
@@ -87,6 +90,8 @@ def keep_pictures(dataset: ImageDataset, where: str, folder: Path) -> str:
     in `folder`, for later runs too. Raises UsageError if the data set has no pictures to keep.
     """
     name = type(dataset).__name__
+    if where == "disk" and not hasattr(os, "pwrite"):
+        raise UsageError("Windows has no --cache=disk: take ram or none")
     for needed in ["read", "path"] if where == "disk" else ["read"]:
         if not hasattr(dataset, needed) and where != "auto":
             raise UsageError(f"{name} has no `{needed}`: leave out --cache={where}")
@@ -109,13 +114,17 @@ def keep_pictures(dataset: ImageDataset, where: str, folder: Path) -> str:
         return f"pictures are decoded in each epoch: to keep them would take {memory}"
     try:
         dataset.kept = PictureFile(len(dataset), dataset.side)
-    except OSError as error:  # the user may have limited the size of files
-        return f"pictures are decoded in each epoch: no memory to keep them ({error.strerror})"
+    except (OSError, RuntimeError) as error:  # the user may have limited the size of files
+        return f"pictures are decoded in each epoch: no memory to keep them ({error})"
     return f"decoded pictures stay in memory, {memory}"
 
 
 def compare(
-    dataset: ImageDataset, opt: Any, mode: str, log: Callable[[str], Any], saved: Mapping[str, Any]
+    dataset: ImageDataset,
+    opt: DefaultConfig,
+    mode: str,
+    log: Callable[[str], Any],
+    saved: Mapping[str, Any],
 ) -> None:
     """Compare a data set with that of a checkpoint.
 

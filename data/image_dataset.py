@@ -3,10 +3,10 @@
 import hashlib
 import math
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from torch import Tensor
@@ -22,8 +22,15 @@ from .transforms import Transform, eval_transforms, train_transforms
 class ImageDataset(Dataset):
     """What a data set needs besides `classes`, `labels` and `read`: see data/__init__.py."""
 
-    mean, std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's, of values in 0 … 1
-    ids: Sequence[int] | Sequence[str] | None = None  # in mode "test"
+    # A class of one's own gives these; `path` is optional.
+    classes: Sequence[str]
+    labels: Sequence[Any] | np.ndarray  # not in mode "test"
+    ids: Sequence[Any] | np.ndarray | None = None  # in mode "test"
+    read: Callable[[int], Tensor]
+    path: Callable[[int], Path]
+
+    mean: Sequence[float] = (0.485, 0.456, 0.406)  # ImageNet's, of values in 0 … 1
+    std: Sequence[float] = (0.229, 0.224, 0.225)
     fingerprint = ""
     multi_label = False
     kept: PictureFile | None = None  # pictures that are decoded already
@@ -49,7 +56,7 @@ class ImageDataset(Dataset):
     def __len__(self) -> int:
         return len(self.labels if self.ids is None else self.ids)
 
-    def __getitem__(self, index: int) -> tuple[Tensor, int | str]:
+    def __getitem__(self, index: int) -> tuple[Tensor, Any]:
         """Return (image, label) of a sample; in mode "test" (image, id)."""
         image = self.transforms(self.picture(index).clone())
         if self.ids is None:
@@ -65,7 +72,7 @@ class ImageDataset(Dataset):
         It may lie in memory that all processes share: change a copy.
         """
         stamp = self.stamp(index) if self.kept and self.kept.on_disk else 0
-        picture = self.kept and self.kept.read(index, stamp)
+        picture = self.kept.read(index, stamp) if self.kept else None
         if picture is None:
             picture = shrink(self.read(index), self.side)
             if self.kept:

@@ -4,6 +4,7 @@ import csv
 import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 from unicodedata import normalize
@@ -63,7 +64,7 @@ def list_labelled(root: Path, layout: str, flat_classes: Sequence[str]) -> Listi
         )
     if layout == "csv":
         pictures = [row for row in read_list(root, left_out) if row.split != "test"]
-        classes = classes_of(pictures)
+        classes: Sequence[str] = classes_of(pictures)
     elif layout == "splits":
         classes, pictures = list_splits(root, flat_classes, left_out)
     else:
@@ -168,7 +169,7 @@ def list_class_folders(
             left_out[join(start, entry.name)] = LISTED_ALREADY
             folders.remove(entry)
         seen.add(identity(entry.path))
-    pictures = []
+    pictures: list[Picture] = []
     for entry in entries:
         path, before = join(start, entry.name), len(pictures)
         if entry in folders:
@@ -250,9 +251,18 @@ def read_list(path: Path, left_out: dict[str, str], labelled: bool = True) -> li
 
 def within(folder: Path, path: str) -> str:
     """Return a path of a list in one form, as seen from `folder`: split.csv has it like this."""
+    if "\\" in path and not os.path.exists(folder / path):
+        path = path.replace("\\", "/")  # the list was written on Windows
     if os.path.isabs(path) or "\\" in path or "./" in path or "//" in path:
-        path = Path(os.path.relpath(folder / Path(path), folder)).as_posix()
+        path = relative(folder / path, folder)
     return path
+
+
+def relative(path: str | Path, folder: Path) -> str:
+    """Return a path as seen from a folder, written alike on every system."""
+    with suppress(ValueError):  # on Windows, the path may be on another drive
+        path = os.path.relpath(path, folder)
+    return Path(path).as_posix()
 
 
 def csv_rows(path: Path, needed: Sequence[str]) -> Iterator[tuple[int, dict[str, str]]]:

@@ -11,9 +11,10 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from utils import ALL_CORES, signals
+from utils import ALL_CORES, own_cores, signals
 from utils.device import use_cores
 from utils.failures import one_line
+from utils.notebook import bar_options
 from utils.seed import seed_of, seeded
 from utils.stopwatch import Stopwatch
 
@@ -47,12 +48,12 @@ class Loader:
 
     oversample: show each class equally often. mix: what a batch goes through on the device, with a
     state that depends on (seed, epoch, step). bad_share: if more pictures than this share cannot be
-    read, UnreadableImage ends the epoch.
+    read, UnreadableImage ends the epoch. limit_batches: the largest number of batches of an epoch.
     """
 
     def __init__(
         self,
-        dataset: Dataset,
+        dataset: ImageDataset,
         batch_size: int,
         num_workers: int | None = None,
         device: torch.device | str = "cpu",
@@ -61,6 +62,7 @@ class Loader:
         oversample: bool = False,
         mix: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] | None = None,
         bad_share: float = 1.0,
+        limit_batches: int | None = None,
     ) -> None:
         if num_workers is None:
             num_workers = min(8, core_count())
@@ -68,13 +70,13 @@ class Loader:
         self.device = torch.device(device)
         self.samples = Samples(dataset, seed)
         labels = dataset.labels if oversample else None
-        self.sampler = EpochSampler(len(dataset), batch_size, seed, shuffle, labels)
+        self.sampler = EpochSampler(len(dataset), batch_size, seed, shuffle, labels, limit_batches)
         self.mix = mix
         # In a small data set, a single bad picture may be more than the share.
         self.most_unreadable = max(1, bad_share * len(dataset)) if bad_share else 0
         self.normalize = Normalize(dataset.mean, dataset.std, self.device)
         self.stopwatch = Stopwatch()
-        self.bar = tqdm(disable=True)  # of the epoch under way
+        self.bar: tqdm = tqdm(disable=True)  # of the epoch under way
         self.bar_words: dict[str, str] = {}  # at its end
         self.reported: set[int] = set()  # unreadable samples that new_failures has named
         self.batches = DataLoader(
@@ -109,7 +111,7 @@ class Loader:
             unit_scale=self.sampler.batch_size,
             postfix=self.bar_words,
             leave=False,
-            disable=None if title else True,  # None: hidden unless there is a terminal
+            **(bar_options() if title else {"disable": True}),
         )
         for step, batch in enumerate(self.bar, start=first_step):
             self._limit_failures()
@@ -143,10 +145,10 @@ class Loader:
         workers_help = self.device.type != "cpu" or not self.samples.are_in_memory()
         self.samples.unreadable.zero_()
         if workers_help:
-            own_cores = os.sched_getaffinity(0) if ALL_CORES else set()
+            cores = own_cores()
             use_cores(ALL_CORES)
             batches = iter(self.batches)  # starts the workers, which inherit the cores
-            use_cores(own_cores)
+            use_cores(cores)
             yield from batches
         else:
             self.stop_workers()
@@ -156,18 +158,20 @@ class Loader:
         return self
 
     def __exit__(self, *_: Any) -> None:
+        self.bar.close()  # a notebook keeps the frames of an error, and with them an open bar
         self.stop_workers()
 
     def stop_workers(self) -> None:
         """End the workers, which would live on while a debugger holds a frame of the loop."""
-        iterator = getattr(self.batches, "_iterator", None)
+        iterator: Any = getattr(self.batches, "_iterator", None)
         if hasattr(iterator, "_shutdown_workers"):
             iterator._shutdown_workers()
             self.batches._iterator = None  # a later epoch starts new ones
 
     def readable(self) -> list[int]:
-        """Return the indices of the samples that the last epoch could read."""
-        return (~self.samples.unreadable).nonzero().flatten().tolist()
+        """Return the indices of the samples that the last epoch in order could read."""
+        unreadable = self.samples.unreadable.numpy()
+        return [int(index) for index in self.sampler.in_order() if not unreadable[index]]
 
     def new_failures(self) -> list[str]:
         """Return a line for each sample that has become unreadable since the last call."""
@@ -177,8 +181,8 @@ class Loader:
 
 
 def start_worker(device_type: str, number: int) -> None:
-    """Ignore signals, which the main process handles; on a CPU, let the main process go first."""
-    signals.ignore_signals()
+    """Follow the main process; on a CPU, let it go first."""
+    signals.follow_main_process()
     if device_type == "cpu" and hasattr(os, "nice"):
         os.nice(19)
 
@@ -191,11 +195,12 @@ def core_count() -> int:
 class Samples(Dataset):
     """Whole batches by their keys (epoch, index); unreadable samples are left out and noted."""
 
-    def __init__(self, dataset: Dataset, seed: int) -> None:
+    def __init__(self, dataset: ImageDataset, seed: int) -> None:
         self.dataset, self.seed = dataset, seed
         # In memory that the workers and the main process share.
         self.unreadable = torch.zeros(len(dataset), dtype=torch.bool).share_memory_()
-        self.epoch, self.numbers = -1, np.empty(0)  # random numbers of an epoch's samples
+        self.epoch = -1
+        self.numbers: np.ndarray = np.empty(0)  # random numbers of an epoch's samples
         self.transforms = numbered_transforms(dataset)
 
     def __len__(self) -> int:
@@ -225,7 +230,7 @@ class Samples(Dataset):
             raise SampleError(f"the images of a batch differ in their (H, W, C): {sorted(shapes)}")
         return torch.stack(images).permute(0, 3, 1, 2), labels
 
-    def sample(self, epoch: int, number: int) -> tuple[Tensor, int]:
+    def sample(self, epoch: int, number: int) -> tuple[Tensor, Any]:
         """Return (image, label) of a sample, augmented by (seed, epoch, number).
 
         number: the index of the sample, plus len(self) for each time that it is repeated. In mode
@@ -262,7 +267,7 @@ class Samples(Dataset):
         return f"sample {index} could not be read for a while"
 
 
-def numbered_transforms(dataset: Dataset) -> Callable | None:
+def numbered_transforms(dataset: ImageDataset) -> RandomCropAndFlip | MiddleSquare | None:
     """Return the transforms of a data set if they are this project's own, else None.
 
     These can be given their random numbers. For any other code, three generators are seeded before
@@ -273,6 +278,6 @@ def numbered_transforms(dataset: Dataset) -> Callable | None:
     return transforms if reads_as_usual and type(transforms) in OUR_TRANSFORMS else None
 
 
-def unchanged(batch: Batch | None) -> Batch | None:
+def unchanged(batch: Any) -> Any:
     """Return what Samples made, which is a batch already."""
     return batch

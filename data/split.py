@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from utils.files import digest_of, replace_file
+from utils.files import digest_of, write_bytes
 from utils.options import UsageError
 
 from .listing import Picture
@@ -51,8 +51,8 @@ def splits_of(
         splits, groups = read_split_file(file, prefix, pictures, verify)
         if fold:
             drawn = by_hash(pictures, val_share, fold, groups)
-            pairs = zip(splits, drawn, strict=True)
-            return ["test" if known == "test" else new for known, new in pairs], file
+            both = zip(splits, drawn, strict=True)
+            return ["test" if known == "test" else new for known, new in both], file
         pairs = zip(splits, pictures, strict=True)
         return [split or split_of_new(picture, val_share) for split, picture in pairs], file
     if any(picture.split for picture in pictures):
@@ -139,8 +139,7 @@ def write_rows(file: Path, rows: Sequence[SplitRow]) -> None:
     table = csv.writer(text, lineterminator="\n")
     table.writerow(HEADING)
     table.writerows(rows)
-    contents = text.getvalue().encode("utf-8", errors="surrogateescape")
-    replace_file(file, lambda out: out.write(contents))
+    write_bytes(file, text.getvalue().encode("utf-8", errors="surrogateescape"))
 
 
 def read_split_file(

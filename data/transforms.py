@@ -48,7 +48,7 @@ def batch_mixer(augment: str | None, num_classes: int) -> Callable | None:
     return v2.RandomChoice([mixers[name](num_classes=num_classes) for name in names])
 
 
-def eval_transforms(image_size: int) -> Transform:
+def eval_transforms(image_size: int) -> "MiddleSquare":
     """What a picture goes through in val and test, the same each time."""
     return MiddleSquare(image_size)
 

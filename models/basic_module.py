@@ -1,10 +1,11 @@
 """What every model can do besides `forward`: save, load, count its parameters."""
 
 import time
+from collections.abc import Collection
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from utils.checkpoint import CheckpointError, load_file, load_weights, plain_copy, write
 
@@ -13,7 +14,6 @@ class BasicModule(nn.Module):
     """A base for models: `class Mine(BasicModule)` with `__init__(self, num_classes, dropout)`."""
 
     pretrained_url = ""  # torchvision's ImageNet weights for this architecture
-    head_name = ""  # the classifier, which `load_pretrained` leaves as it is
 
     @property
     def num_parameters(self) -> int:
@@ -33,27 +33,29 @@ class BasicModule(nn.Module):
         load_file(self, path)
         return self
 
-    def load_pretrained(self) -> None:
-        """Load torchvision's ImageNet weights; the head keeps its new weights.
+    def pretrained_state(self) -> dict[str, Tensor]:
+        """Return torchvision's ImageNet weights, which are downloaded once."""
+        return torch.hub.load_state_dict_from_url(
+            self.pretrained_url, map_location="cpu", check_hash=True, weights_only=True
+        )
+
+    def load_pretrained(self, head: Collection[str]) -> None:
+        """Load torchvision's ImageNet weights, except those of the head, which stay new.
 
         Raises CheckpointError, with the file and the folder to put it, if the download fails.
         """
-        if not (self.pretrained_url and self.head_name):
+        if not self.pretrained_url:
             raise CheckpointError(
                 f"there are no pretrained weights for {type(self).__name__}: "
-                "it has no `pretrained_url` and `head_name`"
+                "it has no `pretrained_url`"
             )
         try:
-            state = torch.hub.load_state_dict_from_url(
-                self.pretrained_url, map_location="cpu", check_hash=True, weights_only=True
-            )
+            state = self.pretrained_state()
         except (OSError, RuntimeError) as error:  # no network, or another file than expected
             folder = Path(torch.hub.get_dir()) / "checkpoints"
             raise CheckpointError(
                 f"cannot download {self.pretrained_url} ({error}); "
                 f"put that file into {folder} and run again"
             ) from error
-        head = f"{self.head_name}."
-        state = {name: value for name, value in state.items() if not name.startswith(head)}
-        state |= {n: value for n, value in self.state_dict().items() if n.startswith(head)}
-        load_weights(self, state, source=self.pretrained_url)
+        body = {name: value for name, value in state.items() if name not in head}
+        load_weights(self, body, source=self.pretrained_url, head=head)

@@ -31,7 +31,6 @@ class ResNet34(BasicModule):
     """Images (N, 3, H, W), from 64 pixels a side up, to logits (N, K); names are torchvision's."""
 
     pretrained_url = "https://download.pytorch.org/models/resnet34-b627a593.pth"
-    head_name = "fc"
 
     def __init__(self, num_classes: int, dropout: float = 0.0) -> None:
         super().__init__()

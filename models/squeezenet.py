@@ -26,7 +26,7 @@ class Fire(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:  # (N, in_channels, H, W)
         squeezed = self.squeeze(x).relu_()
-        out = torch.cat([self.expand1x1(squeezed), self.expand3x3(squeezed)], dim=1)
+        out = torch.concat([self.expand1x1(squeezed), self.expand3x3(squeezed)], dim=1)
         if self.bypass:
             missing = (0, 0, 0, 0, 0, self.missing_channels)
             out = out + (F.pad(x, missing) if self.missing_channels else x)
@@ -43,7 +43,6 @@ class SqueezeNet(BasicModule):
     """
 
     pretrained_url = "https://download.pytorch.org/models/squeezenet1_1-b8a52dc0.pth"
-    head_name = "classifier"
 
     def __init__(self, num_classes: int, dropout: float = 0.5) -> None:
         super().__init__()
@@ -62,15 +61,16 @@ class SqueezeNet(BasicModule):
             Fire(384, 64, 256),
             Fire(512, 64, 256),
         )
-        self.classifier = nn.Sequential(nn.Dropout(dropout), nn.Conv2d(512, num_classes, 1))
+        last = nn.Conv2d(512, num_classes, 1)
+        self.classifier = nn.Sequential(nn.Dropout(dropout), last)
         for layer in self.modules():
-            if isinstance(layer, nn.Conv2d):
+            if isinstance(layer, nn.Conv2d) and layer.bias is not None:
                 nn.init.kaiming_normal_(layer.weight)
                 nn.init.zeros_(layer.bias)
         for fire in self.fires:  # close to the identity at first, so the signal passes all of them
             fire.expand1x1.weight.data *= 0.25
             fire.expand3x3.weight.data *= 0.25
-        nn.init.normal_(self.classifier[1].weight, std=0.001)  # first loss: ln K
+        nn.init.normal_(last.weight, std=0.001)  # first loss: ln K
         self.register_load_state_dict_pre_hook(without_bypass)
 
     @property

@@ -1,4 +1,7 @@
-"""Pictures for the tests: only a shape tells their classes apart. No command draws these."""
+"""Pictures for the tests: only a shape tells their classes apart. No command draws these.
+
+Neither these nor the tests know the project's own data set, so that it can be replaced.
+"""
 
 import csv
 from collections.abc import Sequence
@@ -7,7 +10,15 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw
 
-KINDS = ("cat", "dog")
+from data import Pictures
+
+KINDS = ("fir", "oak")
+
+
+class DrawnTrees(Pictures):
+    """The drawn pictures, for tests of files that are named like `fir.0.jpg`."""
+
+    classes = KINDS
 
 
 def draw(kind: str, seed: int, kinds: Sequence[str] = KINDS) -> Image.Image:
@@ -37,16 +48,25 @@ def draw(kind: str, seed: int, kinds: Sequence[str] = KINDS) -> Image.Image:
 
 
 def draw_set(
-    root: str | Path, count: int = 60, seed: int = 0, kinds: Sequence[str] = KINDS
+    root: str | Path,
+    count: int = 60,
+    seed: int = 0,
+    kinds: Sequence[str] = KINDS,
+    flat: bool = False,
 ) -> None:
-    """Write `count` training pictures and a tenth for test, laid out as Kaggle does."""
+    """Write `count` training pictures, like train/fir/fir.0.jpg, and a tenth for test.
+
+    flat: without a folder for each class, like train/fir.0.jpg.
+    """
     root, first, rng = Path(root), 10_000 * seed, np.random.default_rng(seed)
-    for folder in ("train", "test1"):
-        (root / folder).mkdir(parents=True)
+    for part in ("train", "test1"):
+        (root / part).mkdir(parents=True)
     for n in range(count):
         number, label = divmod(n, len(kinds))
         picture = draw(kinds[label], first + number, kinds)
-        picture.save(root / "train" / f"{kinds[label]}.{number}.jpg", quality=90)
+        folder = root / "train" / ("" if flat else kinds[label])
+        folder.mkdir(exist_ok=True)
+        picture.save(folder / f"{kinds[label]}.{number}.jpg", quality=90)
     labels = rng.integers(len(kinds), size=count // 10).tolist()
     for n, label in enumerate(labels, start=1):
         picture = draw(kinds[label], first + 9_000 + n, kinds)

@@ -1,9 +1,20 @@
 """What several tests share: small options, processes to look at, the precision of this pass."""
 
 import os
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+
+import pytest
+import torch
+
+from utils import checkpoint
+
+# For a test that asks Linux about processes, memory or open files.
+linux_only = pytest.mark.skipif(sys.platform != "linux", reason="needs Linux")
+# For a test with signals, links, odd names of files, or limits of a process.
+posix_only = pytest.mark.skipif(os.name != "posix", reason="needs a Unix system")
 
 PROJECT = Path(__file__).resolve().parent.parent
 NOBODY = 1  # a port where no visdom server is
@@ -14,6 +25,7 @@ PRECISION = os.environ.get("TEST_PRECISION", "fp32")
 TOLERANCE = {"fp32": 1e-4, "bf16": 3e-2}[PRECISION]
 
 SMALL = {
+    "dataset": "Pictures",  # reads the drawn pictures, whatever the project's own data set is
     "image_size": 64,
     "batch_size": 16,
     "num_workers": 0,
@@ -59,3 +71,17 @@ def wait_until(condition: Callable[[], object], seconds: float = 120) -> None:
     while not condition():
         assert time.monotonic() < deadline, "it did not happen"
         time.sleep(0.02)
+
+
+def assert_same_weights(one: Path, other: Path) -> None:
+    """The last weights and the optimizer's state agree bit for bit."""
+    first, second = (checkpoint.read(run / "last.pth") for run in (one, other))
+    assert first["model"].keys() == second["model"].keys()
+    for name, value in first["model"].items():
+        assert torch.equal(value, second["model"][name]), name
+    for number, state in first["optimizer"]["state"].items():
+        for name, value in state.items():
+            found = second["optimizer"]["state"][number][name]
+            same = torch.equal(value, found) if isinstance(value, torch.Tensor) else value == found
+            assert same, (number, name)
+    assert first["history"] == second["history"]

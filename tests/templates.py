@@ -9,13 +9,13 @@ that it is not run by itself. The tests are the checks of `python main.py check`
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import Dataset
 
 from config import DefaultConfig
-from data import Loader
+from data import ImageDataset, Loader
 from utils.diagnostics import Check, Doubt, NotChecked, data, learning, model
 
 LEARNING_RATES = (1e-3, 1e-2, 1e-1, 1e-4)  # one of them suits a small model, another a deep one
@@ -59,7 +59,7 @@ class DataTestsMixin:
     image_size = 32
     num_samples: int | None = None  # of train and val together
 
-    def make_dataset(self, mode: str) -> Dataset:
+    def make_dataset(self, mode: str) -> ImageDataset:
         """Return the split "train" or "val"."""
         raise NotImplementedError
 
@@ -72,7 +72,7 @@ class DataTestsMixin:
             )
             for mode in ("train", "val")
         ]
-        return data.DataCase(*splits, open_test=lambda: None)
+        return data.DataCase(splits[0], splits[1], open_test=lambda: None)
 
     def test_splits_are_disjoint_and_complete(self):
         splits = [self.make_dataset(mode) for mode in ("train", "val")]
@@ -82,10 +82,10 @@ class DataTestsMixin:
             assert len(set(paths)) == len(paths)
 
 
-def as_test(check: Check) -> Callable[[object], None]:
+def as_test(check: Check) -> Callable[[Any], None]:
     """Return a test that fails on ✗, not on !, and is skipped on –."""
 
-    def test(self: object) -> None:
+    def test(self: Any) -> None:
         try:
             check(self.case())
         except Doubt:

@@ -9,7 +9,7 @@ import torch
 from torch.nn import functional as F
 
 import main
-from data import DogCat, Loader
+from data import Loader, Pictures
 from data.sampler import EpochSampler
 from data.transforms import PICTURE_AUGMENTATIONS, batch_mixer, train_transforms
 from tests.drawings import draw
@@ -55,32 +55,33 @@ def test_the_order_of_rare_classes_is_a_function_of_seed_and_epoch():
 
 @pytest.fixture(scope="module")
 def rare(tmp_path_factory):
-    """Draw 30 cats and 6 dogs."""
+    """Draw 30 firs and 6 oaks."""
     root = tmp_path_factory.mktemp("rare")
-    for kind, count in (("cat", 30), ("dog", 6)):
+    for kind, count in (("fir", 30), ("oak", 6)):
+        (root / kind).mkdir()
         for number in range(count):
-            draw(kind, number).save(root / f"{kind}.{number}.jpg")
+            draw(kind, number).save(root / kind / f"{number}.jpg")
     return root
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])
 def test_a_repeated_picture_is_cropped_anew_each_time(rare, num_workers):
-    dataset = DogCat(rare, image_size=32, val_share=0)
+    dataset = Pictures(rare, image_size=32, val_share=0)
     epochs = []
     for workers in (0, num_workers):
         with Loader(dataset, 9, workers, shuffle=True, oversample=True) as loader:
             epochs.append([*loader.epoch(1)])
-    labels = torch.cat([labels for *_, labels in epochs[0]])
-    images = torch.cat([images for _, images, _ in epochs[0]])
+    labels = torch.concat([labels for *_, labels in epochs[0]])
+    images = torch.concat([images for _, images, _ in epochs[0]])
     assert torch.bincount(labels).tolist() == [18, 18]
     assert len({image.numpy().tobytes() for image in images[labels == 1]}) == 18  # of 6 pictures
-    assert torch.equal(images, torch.cat([images for _, images, _ in epochs[1]]))
+    assert torch.equal(images, torch.concat([images for _, images, _ in epochs[1]]))
 
 
 def test_the_log_counts_what_is_repeated(rare, tmp_path):
     options = {"train_data_root": rare, "checkpoint_root": tmp_path, "oversample": True}
     run = main.train(**SMALL, **options, max_epoch=1)
-    words = "train: an epoch shows 12 pictures of each class, those of dog 3.1 times each"
+    words = "train: an epoch shows 12 pictures of each class, those of oak 3.1 times each"
     assert words in (run / "log.txt").read_text()
     with pytest.raises(UsageError, match="--oversample and --balanced do the same"):
         main.train(**SMALL, **options, balanced=True)
@@ -91,7 +92,7 @@ def test_the_log_counts_what_is_repeated(rare, tmp_path):
 
 @pytest.mark.parametrize("name", PICTURE_AUGMENTATIONS)
 def test_each_augmentation_changes_pictures_and_keeps_their_form(name):
-    picture = torch.from_numpy(np.array(draw("cat", 3))).permute(2, 0, 1)
+    picture = torch.from_numpy(np.array(draw("fir", 3))).permute(2, 0, 1)
     plain, augmented = train_transforms(64, 0.5), train_transforms(64, 0.5, name)
     changed = 0
     for seed in range(20):
@@ -129,7 +130,7 @@ def test_mixed_labels_are_the_shares_of_the_pictures(names):
 
 def test_the_mixing_is_a_function_of_seed_epoch_and_step(pictures):
     def epoch(number: int, seed: int = 0, first_step: int = 0) -> list:
-        dataset = DogCat(pictures / "train", image_size=32)
+        dataset = Pictures(pictures / "train", image_size=32)
         mix = batch_mixer("mixup,cutmix", 2)
         return [*Loader(dataset, 8, 0, seed=seed, shuffle=True, mix=mix).epoch(number, first_step)]
 

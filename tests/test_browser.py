@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote, urlencode
 from urllib.request import Request, urlopen
 
@@ -62,7 +63,7 @@ EVIL = [
     "<script>window.hacked=1</script>",
     '"><img src=x onerror=window.hacked=1>',
     'it\'s a "quoted" <b>name</b> & more',
-    "非常长的中文类名狗和猫一二三四五六七八九十甲乙丙丁",
+    "非常长的中文类名松和枫一二三四五六七八九十甲乙丙丁",
     "W" * 200,
     "a|pipe `code` *star* [x](javascript:window.hacked=1)",
 ]
@@ -217,14 +218,14 @@ def test_the_report_is_there_during_and_after_a_training(browser, pictures, tmp_
     for heading in ("Most confident mistakes", "Least sure right answers", "Where the model looks"):
         assert heading in headings
     counts = [int(text) for text in texts(browser, "td.count")]
-    assert len(counts) == 4 and sum(counts) == 18  # cat and dog; all val pictures
+    assert len(counts) == 4 and sum(counts) == 18  # fir and oak; all val pictures
     answers = sum(counts[:1] + counts[3:]), sum(counts[1:3])
     looks = min(4, answers[0]) + min(4, answers[1])
     galleries = "return [...document.querySelectorAll('.small')].map(box => box.children.length)"
     galleries = browser.execute_script(galleries)
     assert galleries == [min(12, answers[1]), min(12, answers[0]), looks]
     widths = "return [...document.querySelectorAll('.bar')].map(bar => bar.offsetWidth)"
-    assert len(set(browser.execute_script(widths))) == 1  # as many cats as dogs
+    assert len(set(browser.execute_script(widths))) == 1  # as many firs as oaks
     assert browser.execute_script(widths)[0] > 100
 
 
@@ -238,7 +239,7 @@ def many_classes(tmp_path_factory) -> Path:
         rows.writerow(["path", "label", "split"])
         for k, name in enumerate(names):
             for n, split in enumerate(("train", "train", "val")):
-                draw("cat", 10 * k + n).resize((64, 64)).save(root / f"{k}_{n}.jpg")
+                draw("fir", 10 * k + n).resize((64, 64)).save(root / f"{k}_{n}.jpg")
                 rows.writerow([f"{k}_{n}.jpg", name, split])
     with training(root / "list.csv", root, batch_size=32, lr=0.004) as started:
         started.finish()
@@ -446,7 +447,7 @@ def tensorboard(folder: Path, *options: str) -> Iterator[TensorBoard]:
         process.wait(timeout=30)
 
 
-def soon(call: Callable[[], object], wanted: Callable[[object], bool]) -> object:
+def soon(call: Callable[[], Any], wanted: Callable[[Any], bool]) -> Any:
     """Return what a call returns as soon as it is what is wanted; at last, whatever it returns."""
     deadline = time.monotonic() + 30
     while True:
@@ -462,7 +463,8 @@ def soon(call: Callable[[], object], wanted: Callable[[object], bool]) -> object
 def assert_curves(server: TensorBoard, folder: Path, epochs: int) -> None:
     """Prove that TensorBoard gives the numbers of metrics.csv, with the steps since the start."""
     for tag, name in (("loss/val", "val_loss"), ("accuracy/train", "train_accuracy")):
-        found = soon(lambda tag=tag: server.scalars(folder.name, tag), lambda x: len(x) >= epochs)
+        call = partial(server.scalars, folder.name, tag)
+        found = soon(call, lambda points: len(points) >= epochs)
         values = [float(np.float32(value)) for value in column(folder, name)]  # it has 32 bits
         assert found == [(STEPS * n, value) for n, value in enumerate(values, 1)]
         assert len(found) == epochs

@@ -18,8 +18,8 @@ from utils import debug
 pty = pytest.importorskip("pty", reason="needs a pseudo-terminal")
 
 PATIENCE = 120.0  # seconds to wait for a prompt before the test has failed
-SMALL = {"image_size": 64, "batch_size": 21, "max_epoch": 1, "visdom_port": NOBODY}
-SMALL |= {"precision": PRECISION}
+SMALL: dict = {"image_size": 64, "batch_size": 21, "max_epoch": 1, "visdom_port": NOBODY}
+SMALL |= {"precision": PRECISION, "dataset": "Pictures"}
 CODES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]|\x1b[=>]|\x1b\][^\x07]*\x07|\r")
 
 
@@ -59,7 +59,8 @@ class Terminal:
         return self.seen[begin : match.end()]
 
     def receive(self, wanted: str) -> None:
-        os.set_blocking(self.terminal, False)
+        if sys.platform != "win32":
+            os.set_blocking(self.terminal, False)
         try:
             data = os.read(self.terminal, 65536)
         except BlockingIOError:
@@ -220,7 +221,7 @@ def refused(kind: str, folder: Path) -> Path:
         path.symlink_to(folder / "target")
     elif kind == "directory":
         path.mkdir()
-    elif kind == "pipe":
+    elif kind == "pipe" and sys.platform != "win32":
         os.mkfifo(path)
     else:
         path.touch()

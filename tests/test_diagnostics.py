@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 import unittest
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,13 +16,12 @@ import torchvision
 from PIL import Image, ImageEnhance, ImageOps
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils.data import Dataset
 
 import main
 from config import DefaultConfig
-from data import DogCat, ImageDataset, Loader
+from data import ImageDataset, Loader, Pictures
 from models.basic_module import BasicModule
-from tests.drawings import draw
+from tests.drawings import DrawnTrees, draw
 from tests.helpers import PROJECT, SMALL
 from tests.templates import ModelTestsMixin
 from utils import diagnostics
@@ -221,7 +221,7 @@ class CentresOverTheBatch(Sound):
 class MixesTheLastTwo(Sound):
     def forward(self, images):
         logits = super().forward(images)
-        return torch.cat([logits[:-1], logits[-2:].mean(dim=0, keepdim=True)])
+        return torch.concat([logits[:-1], logits[-2:].mean(dim=0, keepdim=True)])
 
 
 class ReshapesWrongly(Sound):
@@ -345,7 +345,7 @@ class DividesByTheDeviation(Sound):
         return super().features(images / images.std(dim=(1, 2, 3), keepdim=True))
 
 
-FAULTS = {
+FAULTS: dict[str, list] = {
     "one_logit_per_class": [
         *(OneLogitTooMany, SqueezesTheBatch, IgnoresTheClassCount, ReturnsATuple),
     ],
@@ -380,7 +380,7 @@ def model_case(model, count: int = 8, side: int = 64, **facts) -> check_model.Mo
     images = torch.randn(count, 3, side, side, generator=torch.Generator().manual_seed(0))
     facts = {"options": DefaultConfig(lr=1e-3), "weights_loaded": True, **facts}
     labels = torch.arange(count) % 2
-    return check_model.ModelCase(model, images, labels, ["cat", "dog"], **facts)
+    return check_model.ModelCase(model, images, labels, ["fir", "oak"], **facts)
 
 
 def alarms(checks: list, case: object, marks: str = "!✗–") -> dict[str, diagnostics.Finding]:
@@ -520,7 +520,7 @@ class HasAClassToken(HasAttention):
 
     def forward(self, images):
         x = self.patches(images).flatten(2).transpose(1, 2)
-        x = torch.cat([self.token.expand(len(x), -1, -1), x], dim=1)
+        x = torch.concat([self.token.expand(len(x), -1, -1), x], dim=1)
         y = self.norm(x)
         return self.head((x + self.attention(y, y, y)[0])[:, 0])
 
@@ -600,7 +600,7 @@ def test_models_with_many_batch_norms_are_not_wrong(name, pictures):
         make_model=lambda num_classes: model(num_classes=num_classes),
         images=images,
         labels=labels,
-        classes=["cat", "dog"],
+        classes=["fir", "oak"],
         options=DefaultConfig(),
     )
     slow = [check_learning.overfits_a_hundred_pictures]
@@ -648,8 +648,8 @@ def test_the_mixin_passes_a_tiny_model(num_classes):
 # The data.
 
 
-def data_case(root: Path, dataset: type[Dataset] = DogCat, test: Path | None = None, side=32):
-    def open_test() -> Dataset | None:
+def data_case(root: Path, dataset: Callable = DrawnTrees, test: Path | None = None, side=32):
+    def open_test() -> ImageDataset | None:
         return dataset(test, mode="test", image_size=side) if test else None
 
     splits = [
@@ -660,7 +660,7 @@ def data_case(root: Path, dataset: type[Dataset] = DogCat, test: Path | None = N
         )
         for mode in ("train", "val")
     ]
-    return check_data.DataCase(*splits, open_test)
+    return check_data.DataCase(splits[0], splits[1], open_test)
 
 
 NOT_CHECKED = {"test_folder_is_complete"}  # if there is no test folder
@@ -668,27 +668,32 @@ NOT_CHECKED = {"test_folder_is_complete"}  # if there is no test folder
 
 @pytest.fixture
 def root(pictures, tmp_path) -> Path:
-    return shutil.copytree(pictures / "train", tmp_path / "train")
+    """Copy the pictures into one folder."""
+    root = tmp_path / "train"
+    root.mkdir()
+    for path in (pictures / "train").rglob("*.jpg"):
+        shutil.copy(path, root)
+    return root
 
 
 def copies(root):
     for number in range(20):  # under another name, so that many come into the other split
-        shutil.copy(root / f"cat.{number}.jpg", root / f"cat.{500 + number}.jpg")
+        shutil.copy(root / f"fir.{number}.jpg", root / f"fir.{500 + number}.jpg")
 
 
 def re_encoded(root):
     for number in range(20):
-        Image.open(root / f"cat.{number}.jpg").save(root / f"cat.{500 + number}.png")
+        Image.open(root / f"fir.{number}.jpg").save(root / f"fir.{500 + number}.png")
 
 
 def mirrored(root):
     for number in range(20):
-        picture = ImageOps.mirror(Image.open(root / f"cat.{number}.jpg"))
-        picture.save(root / f"cat.{500 + number}.png")
+        picture = ImageOps.mirror(Image.open(root / f"fir.{number}.jpg"))
+        picture.save(root / f"fir.{500 + number}.png")
 
 
 def marked(root):
-    for path in root.glob("dog.*"):
+    for path in root.glob("oak.*"):
         picture = Image.open(path)
         side = picture.width // 8
         picture.paste("white", (side, side, 2 * side, 2 * side))
@@ -696,36 +701,36 @@ def marked(root):
 
 
 def contradictory(root):
-    shutil.copy(root / "cat.3.jpg", root / "dog.777.jpg")
+    shutil.copy(root / "fir.3.jpg", root / "oak.777.jpg")
 
 
 def imbalanced(root):
     for number in range(28):
-        (root / f"cat.{number}.jpg").unlink()
+        (root / f"fir.{number}.jpg").unlink()
 
 
 def of_one_class(root):
-    for path in root.glob("cat.*"):
+    for path in root.glob("fir.*"):
         path.unlink()
 
 
 def broken(root):
     for number in range(8):
-        (root / f"cat.{number}.jpg").write_bytes(b"no picture")
+        (root / f"fir.{number}.jpg").write_bytes(b"no picture")
 
 
 def of_two_sizes(root):
-    for path in root.glob("cat.*"):
+    for path in root.glob("fir.*"):
         Image.open(path).resize((400, 400)).save(path)
 
 
 def of_two_lights(root):
-    for path in root.glob("cat.*"):
+    for path in root.glob("fir.*"):
         ImageEnhance.Brightness(Image.open(path)).enhance(0.3).save(path)
 
 
 def of_two_types(root):
-    for path in root.glob("cat.*"):
+    for path in root.glob("fir.*"):
         Image.open(path).save(path, "PNG")
 
 
@@ -757,42 +762,42 @@ def test_a_planted_fault_of_the_files_is_found(plant, check, root):
     assert check in alarms(check_data.CHECKS, data_case(root))
 
 
-class AugmentsVal(DogCat):
+class AugmentsVal(Pictures):
     def __init__(self, root, mode="train", **more):
         super().__init__(root, mode={"val": "train"}.get(mode, mode), **more)
 
 
-class IsNotNormalised(DogCat):
+class IsNotNormalised(Pictures):
     mean, std = (0, 0, 0), (1, 1, 1)
 
 
-class IsScaledTwice(DogCat):
+class IsScaledTwice(Pictures):
     mean, std = (124, 116, 104), (58, 57, 57)
 
 
-class GuessesLabels(DogCat):
+class GuessesLabels(Pictures):
     def __getitem__(self, index):
         return super().__getitem__(index)[0], int(np.random.default_rng().integers(2))
 
 
-class TakesTheNextLabel(DogCat):
+class TakesTheNextLabel(Pictures):
     def __getitem__(self, index):
         return super().__getitem__(index)[0], int(self.labels[(index + 1) % len(self)])
 
 
-class CountsFromOne(DogCat):
+class CountsFromOne(Pictures):
     def __getitem__(self, index):
         image, label = super().__getitem__(index)
         return image, label + 1
 
 
-class SortsLabelsAlone(DogCat):
+class SortsLabelsAlone(Pictures):
     def __init__(self, *args, **more):
         super().__init__(*args, **more)
         self.labels = self.labels[::-1].copy()
 
 
-class HasItsOwnGenerator(DogCat):
+class HasItsOwnGenerator(Pictures):
     generator = np.random.default_rng(0)
 
     def __getitem__(self, index):
@@ -800,36 +805,36 @@ class HasItsOwnGenerator(DogCat):
         return image.roll(int(self.generator.integers(9)), dims=2), label
 
 
-class AugmentsNothing(DogCat):
+class AugmentsNothing(Pictures):
     def __init__(self, root, mode="train", **more):
         super().__init__(root, mode=mode, **more)
-        self.transforms = DogCat(root, mode="val", **more).transforms
+        self.transforms = Pictures(root, mode="val", **more).transforms
 
 
-class SwapsColoursInVal(DogCat):
+class SwapsColoursInVal(Pictures):
     def __getitem__(self, index):
         image, label = super().__getitem__(index)
         return image.flip(0) if self.mode == "val" else image, label
 
 
-class ReadsTheNextFile(DogCat):
+class ReadsTheNextFile(Pictures):
     def __getitem__(self, index):
         return super().__getitem__((index + 1) % len(self))[0], int(self.labels[index])
 
 
-class ViewsInsteadOfPermuting(DogCat):
+class ViewsInsteadOfPermuting(Pictures):
     def __getitem__(self, index):
         image, label = super().__getitem__(index)
         return image.permute(1, 2, 0).reshape(image.shape), label
 
 
-class IsDarkInVal(DogCat):
+class IsDarkInVal(Pictures):
     def __getitem__(self, index):
         image, label = super().__getitem__(index)
         return image // 2 if self.mode == "val" else image, label
 
 
-class CountsHalf(DogCat):
+class CountsHalf(Pictures):
     def __len__(self):
         return super().__len__() // 2
 
@@ -869,15 +874,15 @@ def test_a_hole_in_the_test_folder_is_found(pictures, tmp_path):
 
 def test_a_rare_class_is_not_told_by_chance(tmp_path):
     for number in range(100):
-        draw("cat", number).save(tmp_path / f"cat.{number}.jpg")
+        draw("fir", number).save(tmp_path / f"fir.{number}.jpg")
         if number < 5:
-            draw("dog", number).save(tmp_path / f"dog.{number}.jpg")
+            draw("oak", number).save(tmp_path / f"oak.{number}.jpg")
     assert alarms([check_data.no_shortcut], data_case(tmp_path)) == {}
 
 
 def test_sound_data_raises_no_alarm(tmp_path):
     for number in range(60):
-        for kind in ("cat", "dog"):
+        for kind in ("fir", "oak"):
             draw(kind, number).save(tmp_path / f"{kind}.{number}.jpg")
     assert alarms(check_data.CHECKS, data_case(tmp_path)).keys() == NOT_CHECKED
 
@@ -923,10 +928,11 @@ def test_equal_samples_in_both_splits_are_found_without_files(pictures):
 
 
 def test_few_samples_are_a_data_set_of_their_own(pictures):
-    few = check_data.few_samples_of(DogCat, size=8)(pictures / "train", mode="train", image_size=32)
+    few = check_data.few_samples_of(Pictures, size=8)
+    few = few(pictures / "train", mode="train", image_size=32)
     assert len(few) == 8 and sorted(few.labels.tolist()) == [0] * 4 + [1] * 4
     assert [few[index][1] for index in range(8)] == few.labels.tolist()
-    assert few.classes == DogCat.classes and few.mean == DogCat.mean
+    assert few.classes == ["fir", "oak"] and few.mean == Pictures.mean
 
 
 # Training.
@@ -1006,15 +1012,15 @@ def test_a_verdict_does_not_depend_on_the_clock(monkeypatch):
 TITLE = "The command train does its steps in order"
 EDITS = [
     ("main.py", "            model.train()\n", "            model.eval()\n", TITLE),
-    ("main.py", "engine.train_step(", "(lambda m, i, l, **_: (m(i), m(i)[:, 0]))(", "in order"),
+    ("main.py", "engine.train_step, ", "lambda m, i, l, **_: (m(i), m(i)[:, 0]), ", "in order"),
     ("utils/engine.py", "    optimizer.zero_grad()\n", "", "starts from a gradient of zero"),
     ("utils/engine.py", "losses.sum() / len(labels)", "losses.mean()", "in parts gives"),
     ("utils/engine.py", "    model.eval()\n", "", "The command train does"),
     ("utils/engine.py", "model.train(was_training)", "pass", "evaluate returns the logits"),
     ("utils/engine.py", "scaler.scale(loss)", "scaler.scale(-loss)", "lowers the loss"),
-    ("utils/recipe.py", "in model.parameters() if weight.ndim > 1", "in []", "Steps change"),
+    ("utils/recipe.py", "in weights if weight.ndim > 1", "in []", "Steps change"),
     ("data/build.py", '"shuffle": True', '"shuffle": False', "in order"),
-    ("main.py", 'build_loader(opt, "val", ', 'build_loader(opt, "train", ', "in order"),
+    ("main.py", '(opt, "val", device, **', '(opt, "train", device, **', "in order"),
     ("utils/recipe.py", "peak = opt.lr\n", "peak = 9 * opt.lr\n", "in order"),
     ("data/sampler.py", '"order", self.epoch', '"order", 0', "in order"),
     ("data/image_dataset.py", 'augmented = mode == "train"', "augmented = True", "val is not"),
@@ -1031,6 +1037,7 @@ def test_a_fault_in_the_code_is_found_by_the_command(file, old, new, name, pictu
     assert text.count(old) == 1
     (copy / file).write_text(text.replace(old, new))
     command = [sys.executable, "main.py", "check", "--json", "--image-size=64"]
+    command += ["--dataset=Pictures"]
     command += [f"--train-data-root={pictures / 'train'}", f"--checkpoint-root={tmp_path}"]
     done = subprocess.run(command, cwd=copy, capture_output=True, text=True)
     assert done.returncode == 1, done.stderr
@@ -1041,6 +1048,7 @@ def test_a_fault_in_the_code_is_found_by_the_command(file, old, new, name, pictu
 
 def test_the_command_finds_nothing_wrong_with_the_project(pictures, tmp_path, capsys):
     findings = main.check(
+        dataset="Pictures",
         train_data_root=pictures / "train",
         test_data_root=pictures / "test1",
         checkpoint_root=tmp_path,
@@ -1070,9 +1078,8 @@ class MinimalSoftmax(nn.Module):
 
 def test_a_notebook_gets_the_findings_when_something_is_wrong(pictures, tmp_path, capsys):
     options = {"train_data_root": pictures, "test_data_root": tmp_path / "none"}
-    findings = main.check(
-        model=MinimalSoftmax, dataset=IsMinimal, checkpoint_root=tmp_path, **SMALL, **options
-    )
+    options |= {"model": MinimalSoftmax, "dataset": IsMinimal, "checkpoint_root": tmp_path}
+    findings = main.check(**SMALL | options)
     assert findings.exit_code == 1
     marks = {finding.name: finding.mark for finding in findings}
     assert marks["Outputs are logits"] == "✗"
@@ -1088,6 +1095,6 @@ class Fails(IsMinimal):
 
 def test_a_data_set_that_fails_ends_with_findings(pictures, tmp_path, capsys):
     options = {"train_data_root": pictures, "checkpoint_root": tmp_path, "json": True}
-    findings = main.check(dataset=Fails, **SMALL, **options)
+    findings = main.check(**SMALL | options | {"dataset": Fails})
     assert findings.exit_code == 1 and len(findings) == len(check_data.CHECKS)
     assert [row["mark"] for row in json.loads(capsys.readouterr().out)].count("✗") >= 5

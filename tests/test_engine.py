@@ -9,7 +9,6 @@ import platform
 import subprocess
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -17,6 +16,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim import Optimizer
 
+from config import DefaultConfig
+from tests.helpers import linux_only
 from utils import engine, recipe
 from utils.device import Precision, has_native_bf16, set_up_device
 from utils.guard import START_STEPS, guard_is_on
@@ -39,11 +40,11 @@ def make_batch(size: int = 10, seed: int = 0) -> tuple[Tensor, Tensor]:
 
 
 def build_optimizer(model: nn.Module, name: str = "muon", **options: float) -> Optimizer:
-    return recipe.build_optimizer(SimpleNamespace(optimizer=name, **options), model)
+    return recipe.build_optimizer(DefaultConfig(optimizer=name, **options), model)
 
 
 def weights_of(model: nn.Module) -> Tensor:
-    return torch.cat([parameter.detach().flatten().clone() for parameter in model.parameters()])
+    return torch.concat([parameter.detach().flatten().clone() for parameter in model.parameters()])
 
 
 def step(model: nn.Module, criterion=None, lr: float = 1.0, precision=FP32, batch=None, **options):
@@ -361,7 +362,7 @@ def test_a_step_of_muon_has_the_same_length_whatever_the_scale_of_the_gradient(s
 
 
 def lr_shares(schedule: str, warmup: float, *progress: float) -> list[float]:
-    opt = SimpleNamespace(lr=1.0, schedule=schedule, warmup=warmup, lr_decay=0.5)
+    opt = DefaultConfig(lr=1.0, schedule=schedule, warmup=warmup, lr_decay=0.5)
     return [recipe.learning_rate(opt, place, []) for place in progress]
 
 
@@ -386,7 +387,7 @@ def test_plateau_warms_up_and_stays():
 
 
 def test_plateau_is_lowered_after_each_epoch_without_a_lower_val_loss():
-    opt = SimpleNamespace(lr=0.8, schedule="plateau", warmup=0.0, lr_decay=0.5)
+    opt = DefaultConfig(lr=0.8, schedule="plateau", warmup=0.0, lr_decay=0.5)
     history = [{"val_loss": loss} for loss in (3.0, 2.0, 2.0, 2.5, 1.0)]
     rates = [recipe.learning_rate(opt, 0.5, history[:epochs]) for epochs in range(6)]
     assert rates == [0.8, 0.8, 0.8, 0.4, 0.2, 0.2]
@@ -552,7 +553,7 @@ def test_deterministic_algorithms_are_on_where_asked_for():
     assert not torch.are_deterministic_algorithms_enabled()
 
 
-@pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="threads cannot be bound here")
+@linux_only
 @pytest.mark.parametrize("given", [{}, {"OMP_NUM_THREADS": "2"}])
 def test_the_threads_of_a_step_are_bound_and_what_the_program_starts_is_not(given):
     """If the user says nothing about OpenMP. A training binds the main thread as well."""
@@ -586,6 +587,7 @@ print(len(os.sched_getaffinity(0)))
         assert threads[0] < cores and int(own) < cores
 
 
+@linux_only
 def test_a_cpu_keeps_the_memory_of_a_step_and_takes_tiny_numbers_for_zero():
     code = """
 import resource, torch

@@ -19,10 +19,10 @@ from utils.metrics import (
     worst_mistakes,
 )
 
-# P(dog) of six images, and their labels.
-P_DOG = torch.tensor([0.95, 0.17, 0.62, 0.36, 0.81, 0.73])
+# P(oak) of six images, and their labels.
+P_OAK = torch.tensor([0.95, 0.17, 0.62, 0.36, 0.81, 0.73])
 LABELS = torch.tensor([1, 0, 0, 1, 1, 0])  # right, right, wrong, wrong, right, wrong
-LOGITS = torch.stack([1 - P_DOG, P_DOG], dim=1).log()
+LOGITS = torch.stack([1 - P_OAK, P_OAK], dim=1).log()
 
 
 def one_hot(*predicted: int, num_classes: int = 3) -> torch.Tensor:
@@ -30,11 +30,11 @@ def one_hot(*predicted: int, num_classes: int = 3) -> torch.Tensor:
 
 
 @pytest.fixture
-def share_of_dogs(monkeypatch: pytest.MonkeyPatch) -> str:
-    """Add a metric as a user would, in one line: 4 of the 6 images are predicted as dogs."""
+def share_of_oaks(monkeypatch: pytest.MonkeyPatch) -> str:
+    """Add a metric as a user would, in one line: 4 of the 6 images are predicted as oaks."""
     share = (lambda logits, labels: logits.argmax(dim=1).float().mean(), max)
-    monkeypatch.setitem(METRICS, "share_of_dogs", share)
-    return "share_of_dogs"
+    monkeypatch.setitem(METRICS, "share_of_oaks", share)
+    return "share_of_oaks"
 
 
 # All metrics.
@@ -61,7 +61,7 @@ def test_a_summary_has_the_numbers_worked_out_by_hand():
 
 def test_what_is_measured_each_epoch_is_what_the_summary_says():
     values, summary = measure(LOGITS, LABELS, prefix="val_"), summarize(LOGITS, LABELS)
-    names = ["loss", "accuracy", "f1", "average_precision", "calibration_error"]
+    names = ["loss", "accuracy", "f1", "average_precision", "auc", "brier", "calibration_error"]
     assert list(values) == [f"val_{name}" for name in names]
     assert values == {f"val_{name}": summary[name] for name in METRICS}
     assert all(type(value) is float for value in values.values())
@@ -100,12 +100,12 @@ def test_logits_that_are_not_finite_are_refused(function, value):
         function(logits, LABELS)
 
 
-def test_an_added_metric_is_measured_summarized_printed_and_compared(share_of_dogs):
-    assert measure(LOGITS, LABELS, "val_")["val_share_of_dogs"] == pytest.approx(4 / 6)
+def test_an_added_metric_is_measured_summarized_printed_and_compared(share_of_oaks):
+    assert measure(LOGITS, LABELS, "val_")["val_share_of_oaks"] == pytest.approx(4 / 6)
     summary = summarize(LOGITS, LABELS)
-    assert type(summary["share_of_dogs"]) is float
-    assert re.search(r"^share of dogs +0\.6667$", as_text(summary, ("cat", "dog")), re.MULTILINE)
-    assert is_best(share_of_dogs, [{"val_share_of_dogs": 0.5}, {"val_share_of_dogs": 0.6}])
+    assert type(summary["share_of_oaks"]) is float
+    assert re.search(r"^share of oaks +0\.6667$", as_text(summary, ("fir", "oak")), re.MULTILINE)
+    assert is_best(share_of_oaks, [{"val_share_of_oaks": 0.5}, {"val_share_of_oaks": 0.6}])
 
 
 # The best epoch.
@@ -176,21 +176,47 @@ def test_the_worst_mistakes_come_in_order_of_confidence():
     assert worst_mistakes(LOGITS[:2], LABELS[:2], 5) == []
 
 
+# Ranks and squared distances.
+
+
+def test_auc_counts_pairs_in_order_and_half_of_the_ties():
+    logits = torch.tensor([[0.0, 2.0], [0.0, 1.0], [0.0, 1.0], [0.0, 0.0]])
+    labels = torch.tensor([1, 1, 0, 0])  # 3.5 of 4 pairs
+    assert metrics.auc(logits, labels) == 3.5 / 4
+    shown = torch.tensor([[0, 1], [0, 1], [1, 0], [1, 0]])  # by logit: a tie of all, and 3.5 of 4
+    assert metrics.auc(logits, shown) == (0.5 + 3.5 / 4) / 2
+    assert math.isnan(metrics.auc(logits, torch.ones(4, dtype=torch.long)))  # no pair
+
+
+def test_pictures_are_ranked_by_probability_not_by_logit():
+    logits = torch.tensor([[9.0, 9.0], [0.0, 3.0], [50.0, 0.0], [60.0, 0.0]])
+    labels = torch.tensor([0, 1, 0, 0])
+    assert metrics.auc(logits, labels) == metrics.average_precision(logits, labels) == 1.0
+
+
+def test_the_brier_score_of_three_classes_is_a_sum_over_them():
+    logits = torch.tensor([[0.5, 0.3, 0.2]]).log()
+    distance = (0.5 - 0) ** 2 + (0.3 - 1) ** 2 + 0.2**2
+    assert metrics.brier(logits, torch.tensor([1])) == pytest.approx(distance)
+
+
 # The text.
 
 
 def test_a_summary_as_text_names_every_metric_class_and_number():
-    text = as_text(summarize(LOGITS, LABELS), ("cat", "dog"))
+    text = as_text(summarize(LOGITS, LABELS), ("fir", "oak"))
     assert text.splitlines() == [
         "loss               0.6245",
         "accuracy           50.00% of 6 pictures (95 % interval 18.76% … 81.24%)",
         "f1                 0.4857",
         "average precision  0.8361",
+        "auc                0.7778",  # 7 of 9 pairs of an oak and a fir are in order
+        "brier              0.2324",  # (.05² + .17² + .62² + .64² + .19² + .73²) / 6
         "calibration error  0.4000",
         "",
-        "true class  precision  recall      F1  as cat  as dog",
-        "cat            0.5000  0.3333  0.4000       1       2",
-        "dog            0.5000  0.6667  0.5714       1       2",
+        "true class  precision  recall      F1  as fir  as oak",
+        "fir            0.5000  0.3333  0.4000       1       2",
+        "oak            0.5000  0.6667  0.5714       1       2",
     ]
 
 
@@ -198,7 +224,7 @@ def test_the_columns_of_long_class_names_line_up():
     names = ("Abyssinian", "american_pit_bull_terrier", "pug")
     labels = torch.tensor([0, 0, 1, 1, 2, 2])
     text = as_text(summarize(one_hot(0, 1, 1, 1, 2, 1), labels), names)
-    assert text.splitlines()[6:] == [
+    assert text.splitlines()[8:] == [
         "true class                 precision  recall      F1"
         "  as Abyssinian  as american…terrier  as pug",
         "Abyssinian                    1.0000  0.5000  0.6667"
@@ -216,7 +242,7 @@ def test_many_long_class_names_give_a_table_that_lists_the_most_frequent_mistake
     steps = torch.tensor([0] * 5 + [1] * 3 + [2] * 2 + [3, 4])
     labels = torch.arange(37).repeat_interleave(len(steps))
     predicted = (labels + steps.repeat(37)) % 37
-    lines = as_text(summarize(one_hot(*predicted, num_classes=37), labels), names).splitlines()[6:]
+    lines = as_text(summarize(one_hot(*predicted, num_classes=37), labels), names).splitlines()[8:]
     heading, *rows = lines
     assert [row[:40] for row in rows] == names
     ends = [heading.index(word) + len(word) for word in ("precision", "recall", "F1")]

@@ -3,7 +3,6 @@
 import copy
 import math
 import re
-from types import SimpleNamespace
 from urllib.error import URLError
 
 import pytest
@@ -20,12 +19,16 @@ from utils.options import imported_names
 
 NAMES = imported_names("models")  # what --model takes
 TORCHVISION = {"SqueezeNet": "squeezenet1_1", "ResNet34": "resnet34"}
+HEAD = {
+    "SqueezeNet": ["classifier.1.weight", "classifier.1.bias"],
+    "ResNet34": ["fc.weight", "fc.bias"],
+}
 CALLS = {"SqueezeNet": lambda model, images: model.features(images), "ResNet34": nn.Module.__call__}
 
 
 def make_model(name: str, num_classes: int = 2, seed: int = 0, **options) -> BasicModule:
     torch.manual_seed(seed)
-    opt = SimpleNamespace(model=name, dropout=options.get("dropout", 0.1))
+    opt = DefaultConfig(model=name, **options)
     return models.new(opt, num_classes)
 
 
@@ -213,7 +216,7 @@ def test_pretrained_weights_replace_all_but_the_head(name, monkeypatch):
     monkeypatch.setattr(torch.hub, "load_state_dict_from_url", download)
     ours = make_model(name, num_classes=5)
     before = copy.deepcopy(ours.state_dict())
-    ours.load_pretrained()
+    ours.load_pretrained(HEAD[name])
     state = ours.state_dict()
     assert not state.pop("_extra_state", False)  # SqueezeNet: torchvision's has no bypass
     for key, value in state.items():
@@ -237,7 +240,7 @@ def test_without_a_network_pretrained_names_the_file_and_its_folder(
     model = make_model(name)
     before = copy.deepcopy(model.state_dict())
     with pytest.raises(CheckpointError) as caught:
-        model.load_pretrained()
+        model.load_pretrained(HEAD[name])
     message, file = str(caught.value), model.pretrained_url.rpartition("/")[2]
     assert "\n" not in message
     assert file in message and re.fullmatch(r"\w+-[0-9a-f]{8}\.pth", file)
@@ -252,7 +255,7 @@ def test_pretrained_weights_put_by_hand_into_that_folder_are_used(name, monkeypa
     folder = tmp_path / "hub" / "checkpoints"
     folder.mkdir(parents=True)
     torch.save(theirs.state_dict(), folder / ours.pretrained_url.rpartition("/")[2])
-    ours.load_pretrained()
+    ours.load_pretrained(HEAD[name])
     first = next(iter(theirs.state_dict()))
     assert torch.equal(ours.state_dict()[first], theirs.state_dict()[first])
 

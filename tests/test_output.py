@@ -12,14 +12,13 @@ import pytest
 import torch
 from torch.utils.data import DataLoader, Dataset, Subset
 
-from tests.helpers import SMALL, as_words
+from tests.helpers import SMALL, as_words, posix_only
 from utils.failures import one_line
 from utils.options import UsageError
 
 PROJECT = Path(__file__).resolve().parent.parent
 OURS = PROJECT / "utils/engine.py"
 needs_full = pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full")
-needs_posix = pytest.mark.skipif(os.name != "posix", reason="needs a POSIX shell or terminal")
 # Says its text on both streams and ends with 5. A library's last words come after it.
 SCRIPT = f"""
 import atexit, os, sys
@@ -80,7 +79,7 @@ def test_help_and_wrong_usage_keep_their_exit_codes(place, request):
     assert python("main.py", "train", "--lr=x", stderr=stream, cwd=PROJECT).returncode == 2
 
 
-@needs_posix
+@posix_only
 def test_a_file_never_takes_the_place_of_a_closed_stream(tmp_path):
     script = f"{SCRIPT[: SCRIPT.index('atexit.register')]}\n" + (
         f"file = open({str(tmp_path / 'file')!r}, 'w')\n"
@@ -135,7 +134,7 @@ def test_help_is_shown_on_an_old_terminal(env):
     assert b"python main.py COMMAND --option=value ...\n" in done.stdout.replace(b"\r", b"")
 
 
-@needs_posix
+@posix_only
 def test_a_terminal_is_still_a_terminal():
     import pty
 

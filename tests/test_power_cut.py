@@ -5,6 +5,7 @@ import random
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from torch import Tensor, nn
@@ -135,7 +136,7 @@ class Training:
         with pytest.MonkeyPatch.context() as patch, record(folder / "disk") as operations:
             replace_file = files.replace_file
 
-            def replace_and_note(path: Path, *rest: object) -> None:
+            def replace_and_note(path: Path, *rest: Any) -> None:
                 replace_file(path, *rest)
                 operations.note(path)
 

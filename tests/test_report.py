@@ -14,9 +14,9 @@ from PIL import Image
 from utils import chart, metrics
 from utils.report import Page, charts, render
 
-P_DOG = torch.tensor([0.95, 0.17, 0.62, 0.36, 0.81, 0.73])
+P_OAK = torch.tensor([0.95, 0.17, 0.62, 0.36, 0.81, 0.73])
 LABELS = torch.tensor([1, 0, 0, 1, 1, 0])
-LOGITS = torch.stack([1 - P_DOG, P_DOG], dim=1).log()
+LOGITS = torch.stack([1 - P_OAK, P_OAK], dim=1).log()
 HISTORY = [
     {"epoch": 1, "lr": 0.01, "train_loss": 0.7, "train_accuracy": 0.4, "val_loss": 0.8}
     | {"val_accuracy": 0.5},
@@ -30,7 +30,7 @@ def gray(level: int) -> np.ndarray:
 
 
 def page_of(
-    classes=("cat", "dog"), options=None, history=HISTORY, title="Net on Set", **more
+    classes=("fir", "oak"), options=None, history=HISTORY, title="Net on Set", **more
 ) -> str:
     parts = {
         "title": title,
@@ -41,7 +41,7 @@ def page_of(
         "summary": metrics.summarize(LOGITS, LABELS),
         "classes": classes,
         "class_counts": {"train": [7] * len(classes), "val": [3] * len(classes)},
-        "mistakes": [(gray(200), "true: cat\ngiven: dog\n73.0%"), (gray(120), "the other")],
+        "mistakes": [(gray(200), "true: fir\ngiven: oak\n73.0%"), (gray(120), "the other")],
     }
     return render(Page(**parts | more))
 
@@ -95,14 +95,14 @@ def test_the_page_has_every_number():
     rows = Reader(page_of()).rows
     assert ["accuracy", "50.00% of 6 pictures (95 % interval 18.76% … 81.24%)"] in rows
     assert ["loss", "0.6245"] in rows and ["calibration error", "0.4000"] in rows
-    start = rows.index(["true class", "precision", "recall", "F1", "as cat", "as dog"])
+    start = rows.index(["true class", "precision", "recall", "F1", "as fir", "as oak"])
     assert rows[start + 1 : start + 3] == [
-        ["cat", "0.5000", "0.3333", "0.4000", "1", "2"],
-        ["dog", "0.5000", "0.6667", "0.5714", "1", "2"],
+        ["fir", "0.5000", "0.3333", "0.4000", "1", "2"],
+        ["oak", "0.5000", "0.6667", "0.5714", "1", "2"],
     ]
     assert rows[start + 3 :] == [
         ["class", "train", "val", ""],
-        *([name, "7", "3", ""] for name in ("cat", "dog")),
+        *([name, "7", "3", ""] for name in ("fir", "oak")),
         ["lr", "0.01(default 0.002)"],
         ["pretrained", "None"],
     ]
@@ -110,7 +110,7 @@ def test_the_page_has_every_number():
 
 def test_the_pictures_are_shown_with_their_words():
     reader = Reader(page_of(least_sure=[(gray(40), "right")], looks=[(gray(90), "look")]))
-    assert list(reader.images) == ["true: cat\ngiven: dog\n73.0%", "the other", "right", "look"]
+    assert list(reader.images) == ["true: fir\ngiven: oak\n73.0%", "the other", "right", "look"]
     for (url,), level in zip(reader.images.values(), (200, 120, 40, 90), strict=True):
         image = decode(url)
         assert (image.size, image.mode) == ((12, 8), "RGB")
@@ -183,11 +183,11 @@ def test_the_training_objective_is_apart_from_the_losses_and_shown_only_if_it_di
 
 
 def test_an_added_metric_is_on_the_page_and_has_a_curve(monkeypatch):
-    monkeypatch.setitem(metrics.METRICS, "share_of_dogs", (lambda x, y: x.argmax(1).sum() / 6, max))
+    monkeypatch.setitem(metrics.METRICS, "share_of_oaks", (lambda x, y: x.argmax(1).sum() / 6, max))
     row = {"epoch": 3, **metrics.measure(LOGITS, LABELS, "val_")}
     reader = Reader(page_of(history=[*HISTORY, row]))
-    assert ["share of dogs", "0.6667"] in reader.rows
-    assert len(reader.dots["share of dogs by epoch", "val"]) == 1
+    assert ["share of oaks", "0.6667"] in reader.rows
+    assert len(reader.dots["share of oaks by epoch", "val"]) == 1
 
 
 def test_one_epoch_is_enough():

@@ -2,7 +2,6 @@
 
 import os
 import random
-import resource
 import signal
 import subprocess
 import sys
@@ -14,7 +13,7 @@ import torch
 import main
 from tests.crash.__main__ import Trials, differences, finished_run
 from tests.drawings import draw_set
-from tests.helpers import PRECISION, SMALL, as_words, steps_made
+from tests.helpers import PRECISION, SMALL, as_words, linux_only, posix_only, steps_made
 from utils import checkpoint
 from utils.muon import Muon
 from utils.options import UsageError
@@ -33,11 +32,13 @@ def trials(pictures, tmp_path_factory) -> Trials:
     )
 
 
+@posix_only
 @pytest.mark.parametrize("number", range(2))  # python -m tests.crash has any number of them
 def test_a_killed_run_comes_to_the_same_bits(trials, number):
     assert trials.trial(number, signal.SIGKILL) == []
 
 
+@posix_only
 @pytest.mark.parametrize(
     ("name", "group"),
     [("SIGTERM", True), ("SIGINT", False)],
@@ -107,7 +108,10 @@ def train_command(pictures: Path, root: Path, **options) -> list[str]:
     return [sys.executable, main.__file__, "train", *as_words(SMALL | given | options)]
 
 
+@posix_only
 def test_a_file_size_limit_costs_a_warning_and_the_exit_code(pictures, tmp_path):
+    import resource
+
     result = subprocess.run(
         train_command(pictures, tmp_path / "runs"),
         capture_output=True,
@@ -121,7 +125,7 @@ def test_a_file_size_limit_costs_a_warning_and_the_exit_code(pictures, tmp_path)
     assert "not all on the disk" in result.stderr
 
 
-@pytest.mark.skipif(os.getuid() != 0, reason="only root may mount a small file system")
+@linux_only
 def test_a_disk_that_fills_up_keeps_the_last_good_checkpoint(pictures, tmp_path):
     mount = tmp_path / "small"
     mount.mkdir()
@@ -238,10 +242,12 @@ def test_what_a_killed_run_left_half_written_is_gone_after_the_next_start(straig
     assert list(straight.glob(".*.tmp")) == []
 
 
+@posix_only
 def test_a_second_ctrl_c_ends_at_once():
     code = """
 import os, signal
-from utils.signals import StopRequest
+from utils.signals import StopRequest, exit_on_signals
+exit_on_signals()  # as main.py does
 with StopRequest():
     for number in (1, 2):
         os.kill(os.getpid(), signal.SIGINT)
@@ -254,6 +260,7 @@ with StopRequest():
     assert (result.returncode, result.stdout) == (130, "after 1\n")
 
 
+@posix_only
 def test_what_fails_after_a_signal_is_not_taken_for_a_failure():
     with pytest.raises(Stopped) as stopped, StopRequest():
         os.kill(os.getpid(), signal.SIGTERM)
@@ -263,6 +270,7 @@ def test_what_fails_after_a_signal_is_not_taken_for_a_failure():
         raise RuntimeError("something else")
 
 
+@posix_only
 def test_two_processes_do_not_share_a_run(straight):
     code = (
         f"import fcntl; f = open({str(straight / '.lock')!r}, 'a'); fcntl.lockf(f, fcntl.LOCK_EX)"

@@ -1,7 +1,6 @@
 """What a run does for its loops: saving at the right place, guarding its files, restoring."""
 
 import errno
-import fcntl
 import json
 import math
 import os
@@ -10,6 +9,7 @@ import subprocess
 import sys
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,7 +18,7 @@ from torch import nn
 
 import data
 import main
-from tests.helpers import PRECISION, PROJECT, SMALL, as_words, steps_made
+from tests.helpers import PRECISION, PROJECT, SMALL, as_words, linux_only, posix_only, steps_made
 from utils import checkpoint, engine, files, metrics, run_folder
 from utils.options import UsageError
 from utils.signals import Stopped
@@ -153,7 +153,7 @@ def spoil(step: int, change) -> object:
             if len(count) == step:
                 change(model, args[0])
 
-    count = []
+    count: list[int] = []
     return nn.modules.module.register_module_forward_pre_hook(hook)
 
 
@@ -226,20 +226,23 @@ def test_weights_that_no_gradient_reaches_are_named_in_the_log(pictures, tmp_pat
 # What is saved can be read back.
 
 
-class NumpyFacts(data.DogCat):
-    classes = tuple(np.array(["cat", "dog"]))  # np.str_
-    mean = np.array([0.4, 0.5, 0.6], dtype=np.float32)
-    std = np.array([0.2, 0.2, 0.2])
+class NumpyFacts(data.Pictures):
+    mean: Any = np.array([0.4, 0.5, 0.6], dtype=np.float32)
+    std: Any = np.array([0.2, 0.2, 0.2])
+
+    def __init__(self, root, mode, image_size):
+        super().__init__(root, mode=mode, image_size=image_size)
+        self.classes = tuple(np.array(self.classes))  # np.str_
 
 
-class StrangeFacts(data.DogCat):
-    std = (0.2, 0.2, complex(0.2))
+class StrangeFacts(data.Pictures):
+    std: Any = (0.2, 0.2, complex(0.2))
 
 
 def test_facts_of_a_data_set_are_saved_as_plain_values(pictures, tmp_path):
     run = train(pictures, tmp_path, dataset=NumpyFacts, max_epoch=1)
     saved = last(run)
-    assert saved["classes"] == ["cat", "dog"] and {*map(type, saved["classes"])} == {str}
+    assert saved["classes"] == ["fir", "oak"] and {*map(type, saved["classes"])} == {str}
     assert saved["mean"] == pytest.approx([0.4, 0.5, 0.6])
     assert {*map(type, saved["mean"] + saved["std"])} == {float}
     assert main.val(load_model_path=run, use_gpu=False, num_workers=0)["count"] == 18
@@ -346,13 +349,13 @@ def test_an_option_that_no_longer_exists_does_not_hinder_a_resume(pictures, tmp_
 def test_a_metric_added_later_appears_in_a_resumed_run(pictures, tmp_path, monkeypatch):
     run = train(pictures, tmp_path, max_epoch=1)
     share = (lambda logits, labels: 0.25, max)
-    monkeypatch.setitem(metrics.METRICS, "share_of_dogs", share)
+    monkeypatch.setitem(metrics.METRICS, "share_of_oaks", share)
     main.train(resume=run, max_epoch=2)
     header, first, second = (run / "metrics.csv").read_text().splitlines()
-    assert header.endswith(",val_share_of_dogs")
+    assert header.endswith(",val_share_of_oaks")
     assert first.endswith(",") and second.endswith(",0.25")
-    assert ", share of dogs 0.25; " in (run / "log.txt").read_text()
-    assert "share of dogs" in (run / "report.html").read_text()
+    assert ", share of oaks 0.25; " in (run / "log.txt").read_text()
+    assert "share of oaks" in (run / "report.html").read_text()
 
 
 @pytest.mark.parametrize(("metric", "best"), [("accuracy", 2), ("loss", 3)])
@@ -428,6 +431,7 @@ def test_a_wrong_path_in_a_notebook_leaves_no_folder(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+@posix_only
 @pytest.mark.parametrize(
     ("code", "goes_on"), [(errno.EACCES, False), (errno.EAGAIN, False), (errno.ENOLCK, True)]
 )
@@ -437,7 +441,7 @@ def test_only_a_lock_of_another_process_stops_a_run(
     def refuse(*_):
         raise OSError(code, os.strerror(code))
 
-    monkeypatch.setattr(fcntl, "lockf", refuse)
+    monkeypatch.setattr("fcntl.lockf", refuse)
     if goes_on:
         train(pictures, tmp_path, max_epoch=1)
         assert "cannot be locked (No locks available)" in capsys.readouterr().out
@@ -446,6 +450,7 @@ def test_only_a_lock_of_another_process_stops_a_run(
             train(pictures, tmp_path, max_epoch=1)
 
 
+@linux_only
 def test_a_disk_that_cannot_flush_folders_is_no_failure(tmp_path, monkeypatch):
     fsync = os.fsync
 
@@ -481,6 +486,7 @@ def test_a_file_that_cannot_be_written_is_named_once_and_at_the_end(
 # Signals.
 
 
+@posix_only
 def test_a_signal_that_the_parent_told_to_ignore_is_ignored(pictures, tmp_path):
     """As `nohup python main.py train &` does with SIGHUP."""
     options = SMALL | {"train_data_root": pictures / "train", "checkpoint_root": tmp_path}
@@ -502,6 +508,7 @@ runpy.run_path("main.py", run_name="__main__")
     assert done.returncode == 128 + signal.SIGHUP
 
 
+@posix_only
 def test_a_run_that_is_stopped_says_how_to_go_on(pictures, tmp_path, monkeypatch):
     monkeypatch.setattr(main, "pause_if_asked", lambda _: os.kill(os.getpid(), signal.SIGTERM))
     with pytest.raises(Stopped, match=r"stopped by SIGTERM; --resume goes on"):

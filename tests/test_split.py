@@ -15,8 +15,8 @@ import torch
 from PIL import Image, ImageOps
 
 import main
-from data import DogCat, Pictures, read_image
-from tests.drawings import draw
+from data import Pictures, read_image
+from tests.drawings import DrawnTrees, draw, draw_set
 from tests.helpers import PROJECT, as_words
 from utils.options import UsageError
 from utils.preparation.copies import SIDE, find_copies, thumbnail
@@ -54,7 +54,7 @@ def thumbnails(images: list[Image.Image]) -> np.ndarray:
 
 def test_planted_copies_of_drawings_are_found_and_no_others():
     rng = random.Random(0)
-    originals = [draw("cat", number) for number in range(300)]
+    originals = [draw("fir", number) for number in range(300)]
     copies = [changed(originals[n], KINDS[n % len(KINDS)], rng, 0.1) for n in range(60)]
     found = find_copies(thumbnails(originals + copies))
     assert len(found) >= 59 and {pair[:2] for pair in found} <= {(n, 300 + n) for n in range(60)}
@@ -63,14 +63,14 @@ def test_planted_copies_of_drawings_are_found_and_no_others():
 
 
 def test_a_thumbnail_does_not_depend_on_the_size_of_the_picture():
-    image = draw("dog", 1).resize((320, 256))
+    image = draw("oak", 1).resize((320, 256))
     small, large = thumbnails([image.resize((160, 128)), image.resize((1280, 1024))]).astype(int)
     assert small.shape == (3, SIDE, SIDE) and np.abs(small - large).mean() < 2
 
 
 @pytest.mark.parametrize("count", [0, 1, 2])
 def test_few_pictures_have_no_copies(count):
-    images = [draw("cat", number) for number in range(count)]
+    images = [draw("fir", number) for number in range(count)]
     assert (
         find_copies(thumbnails(images) if images else np.empty((0, 3, SIDE, SIDE), np.uint8)) == []
     )
@@ -82,7 +82,7 @@ def test_plain_surfaces_are_no_copies_of_each_other():
 
 
 def test_pictures_from_one_camera_are_no_copies_but_their_copies_are():
-    scene = np.asarray(draw("cat", 0).resize((160, 120))).astype(int)
+    scene = np.asarray(draw("fir", 0).resize((160, 120))).astype(int)
     rng, images = np.random.default_rng(0), []
     for number in range(60):
         frame = Image.fromarray(
@@ -118,13 +118,13 @@ def flowers(tmp_path) -> Path:
     for label, name in enumerate(("rose", "tulip")):
         (root / name).mkdir(parents=True)
         for number in range(20):
-            draw(("cat", "dog")[label], number).save(root / name / f"{number}.png")
+            draw(("fir", "oak")[label], number).save(root / name / f"{number}.png")
     return root
 
 
 def split(root: Path, tmp_path: Path, **options) -> str:
     """Type the command; return what it prints."""
-    options |= {"train_data_root": root, "cache_root": tmp_path / "cache"}
+    options |= {"train_data_root": root, "dataset": "Pictures", "cache_root": tmp_path / "cache"}
     words = [sys.executable, "main.py", "split", *as_words(options)]
     done = subprocess.run(words, cwd=PROJECT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
@@ -155,11 +155,12 @@ def test_without_copies_the_split_is_that_of_the_hash_rule(flowers, tmp_path):
     assert "split by" in Pictures(flowers).describe()
 
 
-def test_the_split_of_kaggles_folder_stays_what_it_was(pictures, tmp_path):
-    root = shutil.copytree(pictures, tmp_path / "kaggle")
-    before = by_the_data_set(root / "train", DogCat)
-    split(root / "train", tmp_path)
-    assert by_the_data_set(root / "train", DogCat) == before
+def test_the_split_of_a_folder_without_class_folders_stays_what_it_was(tmp_path):
+    draw_set(tmp_path / "flat", flat=True)
+    root, cache = tmp_path / "flat" / "train", tmp_path / "cache"
+    before = by_the_data_set(root, DrawnTrees)
+    main.split(train_data_root=root, dataset=DrawnTrees, cache_root=cache)
+    assert len(rows_of(root)) == 60 and by_the_data_set(root, DrawnTrees) == before
 
 
 def test_copies_come_to_one_side_and_the_page_shows_them(flowers, tmp_path):
@@ -190,7 +191,7 @@ def test_new_pictures_move_no_old_one_and_copies_go_to_their_originals(flowers, 
     for number in range(10):
         with Image.open(flowers / "tulip" / f"{number}.png") as image:
             changed(image, KINDS[number % 6], rng).save(flowers / "tulip" / f"new {number}.jpg")
-        draw("cat", 500 + number).save(flowers / "rose" / f"new {number}.png")
+        draw("fir", 500 + number).save(flowers / "rose" / f"new {number}.png")
     split(flowers, tmp_path)
     after = splits_of(flowers)
     assert {path: after[path] for path in before} == before and len(after) == 60
@@ -216,7 +217,7 @@ def test_one_picture_with_two_labels_is_an_error_that_names_both(flowers, tmp_pa
     with Image.open(flowers / "rose" / "4.png") as image:
         changed(image, "resized", random.Random(0)).save(flowers / "tulip" / "44.jpg")
     with pytest.raises(TwoLabelsError) as caught:
-        main.split(train_data_root=flowers, cache_root=tmp_path / "cache")
+        main.split(train_data_root=flowers, dataset="Pictures", cache_root=tmp_path / "cache")
     words = "rose/4.png (rose) and tulip/44.jpg (tulip) are the same picture: see "
     assert str(caught.value).startswith(words)
     assert not (flowers / "split.csv").exists()
@@ -226,7 +227,7 @@ def test_one_picture_with_two_labels_is_an_error_that_names_both(flowers, tmp_pa
 def test_copies_between_test_and_train_are_told(flowers, tmp_path):
     (tmp_path / "test").mkdir()
     shutil.copy(flowers / "rose" / "1.png", tmp_path / "test" / "1.png")
-    draw("cat", 900).save(tmp_path / "test" / "2.png")
+    draw("fir", 900).save(tmp_path / "test" / "2.png")
     out = split(flowers, tmp_path, test_data_root=tmp_path / "test")
     assert out.endswith("0 test; 1 pairs of copies, 1 of them in two splits\n")
     assert "../test/1.png" not in splits_of(flowers)
@@ -244,12 +245,12 @@ def test_broken_pictures_are_named_and_not_in_split_csv(flowers, tmp_path):
 
 def test_what_was_seen_is_not_looked_at_again(flowers, tmp_path, monkeypatch):
     split(flowers, tmp_path)
-    draw("cat", 700).save(flowers / "rose" / "70.png")
+    draw("fir", 700).save(flowers / "rose" / "70.png")
     jobs, looked = [], "utils.preparation.look.run_all"
     monkeypatch.setattr(
         looked, lambda function, given, *_: jobs.extend(given) or map(function, given)
     )
-    main.split(train_data_root=flowers, cache_root=tmp_path / "cache")
+    main.split(train_data_root=flowers, dataset="Pictures", cache_root=tmp_path / "cache")
     assert jobs == [str(flowers / "rose" / "70.png")]
 
 
@@ -257,20 +258,22 @@ def test_a_part_of_the_folder_does_not_cost_the_other_rows(flowers, tmp_path):
     split(flowers, tmp_path)
     before = rows_of(flowers)
     shutil.move(flowers / "rose", tmp_path / "rose")  # as a disk that is not there for a while
-    draw("cat", 800).save(flowers / "tulip" / "80.png")
+    draw("fir", 800).save(flowers / "tulip" / "80.png")
     (flowers / "lily").mkdir()
-    draw("dog", 801).save(flowers / "lily" / "81.png")
+    draw("oak", 801).save(flowers / "lily" / "81.png")
     split(flowers, tmp_path)
     after = rows_of(flowers)
     assert {path: after[path] for path in before} == before and len(after) == 42
     with pytest.raises(FileNotFoundError, match="has no picture of a class"):
-        main.split(train_data_root=flowers / "lily", cache_root=tmp_path / "cache")
+        main.split(
+            train_data_root=flowers / "lily", dataset="Pictures", cache_root=tmp_path / "cache"
+        )
 
 
 def test_mirror_images_may_be_two_classes(tmp_path):
     root = tmp_path / "arrows"
     for number in range(12):
-        arrow = draw("cat", number)
+        arrow = draw("fir", number)
         for name, image in (("left", arrow), ("right", ImageOps.mirror(arrow))):
             (root / name).mkdir(parents=True, exist_ok=True)
             image.save(root / name / f"{number}.png")

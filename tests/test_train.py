@@ -6,16 +6,12 @@ import json
 import os
 import pickle
 import re
-import runpy
 import shutil
 import signal
 import subprocess
 import sys
-import warnings
 import zipfile
-from collections import Counter
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import pytest
@@ -32,8 +28,11 @@ from tests.helpers import (
     SMALL,
     TOLERANCE,
     as_words,
+    assert_same_weights,
     children_of,
     is_alive,
+    linux_only,
+    posix_only,
     steps_made,
     wait_until,
 )
@@ -41,36 +40,6 @@ from utils import checkpoint, metrics, run_folder
 from utils.failures import one_line_failures
 from utils.seed import seed_everything
 from utils.signals import Stopped
-
-
-class Done(NamedTuple):
-    """How a command ended."""
-
-    code: int
-    out: str
-    err: str
-    warnings: list[str]
-
-
-@pytest.fixture
-def command(monkeypatch, capsys):
-    """Run main.py with these words, in this process: its checks, fire, and the command."""
-
-    def run(*words: str) -> Done:
-        small = as_words(SMALL)
-        given = {word.partition("=")[0].replace("-", "_") for word in words}
-        small = [word for word in small if word.partition("=")[0].replace("-", "_") not in given]
-        monkeypatch.setattr(sys, "argv", ["main.py", *map(str, words), *small])
-        capsys.readouterr()
-        code = 0
-        with warnings.catch_warnings(record=True) as caught:  # they would be further lines
-            try:
-                runpy.run_path(str(PROJECT / "main.py"), run_name="__main__")
-            except SystemExit as end:
-                code = end.code
-        return Done(code, *capsys.readouterr(), [str(warning.message) for warning in caught])
-
-    return run
 
 
 @pytest.fixture(scope="session")
@@ -96,20 +65,6 @@ def read_result(path: str | Path) -> dict[int, float]:
     pairs = [line.split(",") for line in lines]
     assert len({name for name, _ in pairs}) == len(pairs)
     return {int(name): float(label) for name, label in pairs}
-
-
-def assert_same_weights(one: Path, other: Path) -> None:
-    """The last weights and the optimizer's state agree bit for bit."""
-    first, second = (checkpoint.read(run / "last.pth") for run in (one, other))
-    assert first["model"].keys() == second["model"].keys()
-    for name, value in first["model"].items():
-        assert torch.equal(value, second["model"][name]), name
-    for number, state in first["optimizer"]["state"].items():
-        for name, value in state.items():
-            other = second["optimizer"]["state"][number][name]
-            same = torch.equal(value, other) if isinstance(value, torch.Tensor) else value == other
-            assert same, (number, name)
-    assert first["history"] == second["history"]
 
 
 def copy_of(folder: Path, target: Path) -> Path:
@@ -153,10 +108,10 @@ def test_metrics_have_a_row_an_epoch_and_the_log_tells_of_each(plain):
         line = f"epoch {row['epoch']:.0f}/2, lr {row['lr']:.4g}; train: {train}; val: {val}; "
         assert re.search(re.escape(line) + r"[\d,]+ pictures/s, \d+% data wait\n", log)
     assert re.search(
-        "^.{20}options: --train-data-root=.* --max-epoch=2 --batch-size=16 ", log, re.M
+        "^.{20}options: .*--train-data-root=.* --max-epoch=2 --batch-size=16 ", log, re.M
     )
-    assert "train: 42 pictures (21 cat, 21 dog)" in log
-    assert "val: 18 pictures (9 cat, 9 dog)" in log
+    assert "train: 42 pictures (21 fir, 21 oak)" in log
+    assert "val: 18 pictures (9 fir, 9 oak)" in log
 
 
 def test_the_report_is_one_file_with_its_pictures_inside(plain):
@@ -200,14 +155,14 @@ def test_tensorboard_reads_the_curves_of_the_run(plain):
     assert [event.step for event in events.Images("confusion")] == [3, 6]
     groups = ["picture sizes/width", "picture sizes/height"]
     groups += [f"confidence/{name}" for name in ("all", "right", "wrong")]
-    groups += ["probability/cat", "probability/dog"]
+    groups += ["probability/fir", "probability/oak"]
     assert set(tags["histograms"]) == {*groups}
     for event in events.Histograms("confidence/all"):
         assert event.histogram_value.num == sum(event.histogram_value.bucket) == 18
     texts = {"options/text_summary", "classes/text_summary", "custom_scalars__config__"}
     assert set(tags["tensors"]) == texts
     (table,) = events.Tensors("classes/text_summary")
-    assert "| cat | 21 | 9 |" in table.tensor_proto.string_val[0].decode()
+    assert "| fir | 21 | 9 |" in table.tensor_proto.string_val[0].decode()
 
 
 # A run is a function of its options.
@@ -231,6 +186,7 @@ def test_same_options_make_the_same_weights_with_any_cache(plain, pictures, tmp_
     assert_same_weights(plain, again)
 
 
+@posix_only
 @pytest.mark.parametrize("cache", ["none", "ram", "disk"])
 def test_a_run_that_ends_in_its_second_epoch_goes_on_to_the_same_bits_with_any_cache(
     plain, pictures, tmp_path, monkeypatch, cache
@@ -273,7 +229,7 @@ def test_the_train_loss_is_the_mean_over_pictures_whatever_the_batch_sizes(pictu
 
     seed_everything(0, "weights")
     model = models.SqueezeNet(num_classes=2, dropout=0)
-    dataset = data.DogCat(pictures / "train", mode="train", image_size=64, crop_scale=0.5)
+    dataset = data.Pictures(pictures / "train", mode="train", image_size=64, crop_scale=0.5)
     losses, objective, right = [], [], 0
     with torch.no_grad():
         for _, images, labels in data.Loader(dataset, 20, 0, shuffle=True).epoch(0):
@@ -283,10 +239,10 @@ def test_the_train_loss_is_the_mean_over_pictures_whatever_the_batch_sizes(pictu
             objective.append(smooth)
             right += int((logits.argmax(1) == labels).sum())
     assert [len(part) for part in losses] == [20, 20, 2]
-    of_pictures, of_batches = torch.cat(losses).mean().item(), sum(p.mean() for p in losses) / 3
+    of_pictures, of_batches = torch.concat(losses).mean().item(), sum(p.mean() for p in losses) / 3
     assert row["train_loss"] == pytest.approx(of_pictures, abs=1e-5)
     assert abs(of_pictures - of_batches) > 1e-4  # so that the line above can fail
-    assert row["train_objective"] == pytest.approx(torch.cat(objective).mean().item(), abs=1e-5)
+    assert row["train_objective"] == pytest.approx(torch.concat(objective).mean().item(), abs=1e-5)
     assert row["train_accuracy"] == right / 42
 
 
@@ -347,26 +303,28 @@ def machine() -> dict:
 
 
 def by_hand(model: torch.nn.Module, path: Path, size: int, mean: list, std: list) -> float:
-    """P(dog) of one picture, with nothing of the project but the model."""
-    image = Image.open(path)
+    """P(second class) of one picture, with nothing of the project but the model."""
+    image: Image.Image = Image.open(path)
     enough = round(2**0.5 * size)
     image.draft(None, (enough, enough))
     image = image.convert("RGB")
     if min(image.size) >= 1.5 * enough:  # what is kept of a picture
         factor = enough / min(image.size)
-        image = image.resize([round(factor * side) for side in image.size], Image.BILINEAR)
+        size_kept = round(factor * image.width), round(factor * image.height)
+        image = image.resize(size_kept, Image.Resampling.BILINEAR)
     side = round(0.875 * min(image.size))
     left, top = (image.width - side) // 2, (image.height - side) // 2
-    image = image.crop((left, top, left + side, top + side)).resize((size, size), Image.BILINEAR)
+    image = image.crop((left, top, left + side, top + side))
+    image = image.resize((size, size), Image.Resampling.BILINEAR)
     pixels = torch.tensor(list(image.tobytes())).view(size, size, 3) / 255
     pixels = (pixels - torch.tensor(mean)) / torch.tensor(std)
-    image = pixels.permute(2, 0, 1)[None]
+    images = pixels.permute(2, 0, 1)[None]
     with torch.no_grad():
-        logits = (model.eval()(image) + model(image.flip(3))) / 2
+        logits = (model.eval()(images) + model(images.flip(3))) / 2
     return logits.exp()[0, 1].item() / logits.exp().sum().item()
 
 
-def test_test_writes_the_probability_of_dog_for_each_picture_in_numeric_order(
+def test_test_writes_the_probability_of_the_second_class_in_numeric_order(
     plain, pictures, tmp_path, capsys
 ):
     folder = tmp_path / "test1"
@@ -474,7 +432,7 @@ def test_without_a_path_val_takes_the_newest_run(plain, pictures, tmp_path, comm
 
 def test_broken_pictures_are_named_and_training_goes_on(pictures, tmp_path):
     folder = copy_of(pictures / "train", tmp_path / "train")
-    kinds = {mode: data.DogCat(folder, mode=mode) for mode in ("train", "val")}
+    kinds = {mode: data.Pictures(folder, mode=mode) for mode in ("train", "val")}
     names = [kinds["train"].names[3].decode(), kinds["val"].names[5].decode()]
     (folder / names[0]).write_bytes(b"<html>")
     (folder / names[1]).write_bytes((folder / names[1]).read_bytes()[:2000])
@@ -490,7 +448,7 @@ def test_broken_pictures_are_named_and_training_goes_on(pictures, tmp_path):
 @pytest.mark.parametrize("option", ["skip", "stop"])
 def test_more_broken_pictures_than_a_few_end_the_run_which_can_go_on(option, pictures, tmp_path):
     folder = copy_of(pictures / "train", tmp_path / "train")
-    paths = [data.DogCat(folder, mode="train").path(index) for index in range(2)]
+    paths = [data.Pictures(folder, mode="train").path(index) for index in range(2)]
     whole = {path: path.read_bytes() for path in paths[: 1 + (option == "skip")]}
     for path in whole:
         path.write_bytes(b"<html>")
@@ -510,10 +468,10 @@ def test_more_broken_pictures_than_a_few_end_the_run_which_can_go_on(option, pic
 
 def test_a_folder_of_nothing_but_broken_pictures_ends_in_one_line(tmp_path, command):
     folder = tmp_path / "train"
-    folder.mkdir()
-    for kind in ("cat", "dog"):
+    for kind in ("fir", "oak"):
+        (folder / kind).mkdir(parents=True)
         for number in range(4):
-            (folder / f"{kind}.{number}.jpg").write_bytes(b"GIF89a")
+            (folder / kind / f"{number}.jpg").write_bytes(b"GIF89a")
     done = command("train", f"--train-data-root={folder}", f"--checkpoint-root={tmp_path / 'r'}")
     assert done.code == 1 and len(done.err.splitlines()) == 1
     assert "not one picture could be read" in done.err
@@ -611,7 +569,7 @@ def test_the_bombs_of_these_tests_would_go_off(kind, tmp_path):
 
 
 def test_train_refuses_a_wrong_checkpoint_in_one_line_too(pictures, tmp_path, command):
-    path = bad_checkpoint("classes", tmp_path, tmp_path / "marker")
+    path = bad_checkpoint("architecture", tmp_path, tmp_path / "marker")
     done = command(
         "train",
         f"--load-model-path={path}",
@@ -619,7 +577,7 @@ def test_train_refuses_a_wrong_checkpoint_in_one_line_too(pictures, tmp_path, co
         f"--checkpoint-root={tmp_path / 'runs'}",
     )
     assert done.code == 1 and len(done.err.splitlines()) == 1
-    assert f"{path} does not fit SqueezeNet: classifier.1.weight is (3, 512, 1, 1)" in done.err
+    assert f"{path} does not fit SqueezeNet: features.0.weight is missing" in done.err
 
 
 def test_a_bug_in_a_model_is_one_line_with_its_place_or_the_whole_traceback(
@@ -661,7 +619,7 @@ def test_an_interrupted_command_ends_with_130():
     assert end.value.code == 130
 
 
-@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="looks for processes in /proc")
+@linux_only
 def test_ctrl_c_ends_a_training_at_once_with_its_workers_and_says_one_line(pictures, tmp_path):
     words = as_words(SMALL | {"num_workers": 2, "max_epoch": 1000})
     words += [f"--train-data-root={pictures / 'train'}", f"--checkpoint-root={tmp_path}"]
@@ -701,67 +659,6 @@ def test_a_failure_shows_its_traceback_only_with_the_option(pictures, tmp_path):
     assert done.returncode == 1
     assert "Traceback (most recent call last)" in done.stderr
     assert f"CheckpointError: {path} is not a readable checkpoint: " in done.stderr.splitlines()[-1]
-
-
-def test_real_photos_go_through_train_and_test(photos, tmp_path, command):
-    for folder, count in (("train", 40), ("test1", 10)):
-        (tmp_path / folder).mkdir()
-        every = sorted((photos / "photos" / folder).iterdir())
-        for path in every[:: len(every) // count][:count]:
-            shutil.copy(path, tmp_path / folder / path.name)
-    kinds = Counter(path.name[:3] for path in (tmp_path / "train").iterdir())
-    assert kinds.total() == 40 and set(kinds) == {"cat", "dog"}
-    done = command(
-        "train",
-        "--max-epoch=1",
-        f"--train-data-root={tmp_path / 'train'}",
-        f"--checkpoint-root={tmp_path / 'runs'}",
-    )
-    assert done.code == 0, done.err
-    (run,) = (tmp_path / "runs").iterdir()
-    assert len(metrics_of(run)) == 1 and "is left out" not in (run / "log.txt").read_text()
-    done = command(
-        "test",
-        f"--load-model-path={run}",
-        f"--test-data-root={tmp_path / 'test1'}",
-        f"--result-file={tmp_path / 'result.csv'}",
-    )
-    assert done.code == 0, done.err
-    found = read_result(tmp_path / "result.csv")
-    assert (
-        sorted(found)
-        == list(found)
-        == sorted(int(path.stem) for path in (tmp_path / "test1").iterdir())
-    )
-    assert all(0 < label < 1 for label in found.values())
-
-
-def test_the_readmes_model_and_data_set_train_as_they_stand_there(pictures, tmp_path):
-    project = Path(main.__file__).parent
-    skip = shutil.ignore_patterns(".*", "checkpoints", "tests", "__pycache__")
-    copy = shutil.copytree(project, tmp_path / "project", ignore=skip)
-    for block in re.findall(r"```python\n(.+?)```", (copy / "README.md").read_text(), re.S):
-        path = re.match(r"# (\S+)\n", block)[1]
-        (copy / path).write_text(block)
-    for package, line in (
-        ("models", "from .tiny import Tiny"),
-        ("data", "from .flowers import Flowers"),
-    ):
-        assert f"`{line}`" in (copy / "README.md").read_text()
-        with (copy / package / "__init__.py").open("a") as file:
-            file.write(f"{line}\n")
-    flowers = tmp_path / "flowers"
-    flowers.mkdir()
-    for path in (pictures / "train").iterdir():
-        name = path.name.replace("cat", "rose").replace("dog", "tulip")
-        shutil.copy(path, flowers / name)
-    command = [sys.executable, "main.py", "train", "--model=Tiny", "--dataset=Flowers"]
-    command += [f"--train-data-root={flowers}", "--max-epoch=1", "--image-size=64"]
-    done = subprocess.run([*command, "--num-workers=0"], cwd=copy, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert "21 rose, 21 tulip" in done.stdout
-    bad = subprocess.run([*command, "--seed=x"], cwd=copy, capture_output=True, text=True)
-    assert bad.returncode == 2
 
 
 def test_a_training_loads_neither_torchs_compiler_nor_torchvision(pictures, tmp_path):

@@ -16,6 +16,7 @@ from contextlib import ExitStack, contextmanager
 from http.client import HTTPConnection
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -61,7 +62,7 @@ class Pages:
         for line in self.window(env, name)["content"]["data"]:
             xs, ys = values(line["x"]), values(line["y"])
             points = [(x, y) for x, y in zip(xs, ys, strict=True) if y is not None and y == y]
-            found[line["name"]] = tuple(map(list, zip(*points, strict=True)))
+            found[line["name"]] = [x for x, _ in points], [y for _, y in points]
         return found
 
     def image(self, env: str, name: str) -> np.ndarray:
@@ -273,6 +274,7 @@ class Proxy(ThreadingHTTPServer):
 
 class Forward(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
+    server: Proxy
 
     def do_POST(self) -> None:
         body = self.rfile.read(int(self.headers["Content-Length"]))
@@ -389,7 +391,7 @@ def change_in_epoch(epoch: int, change: Callable, monkeypatch: pytest.MonkeyPatc
     """Call `change` before an epoch is shown; return the list that takes its answer."""
     answers, epoch_done = [], main.Run.epoch_done
 
-    def changing(run: main.Run, epochs: int, *parts: object) -> None:
+    def changing(run: main.Run, epochs: int, *parts: Any) -> None:
         if epochs == epoch:
             answers.append(change())
         epoch_done(run, epochs, *parts)

@@ -16,6 +16,7 @@ import torch
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from tests.helpers import posix_only
 from utils.visualize import Visualizer
 
 NOBODY = 1  # a port where no visdom server is
@@ -141,6 +142,7 @@ def test_without_the_client_or_its_package_it_is_silent(missing, tmp_path, monke
 
 IMPORT = """
 import sys, threading
+from tests.helpers import posix_only
 from utils.visualize import Visualizer
 
 Visualizer(port=None), Visualizer(port=1)
@@ -175,6 +177,7 @@ def test_it_draws_no_random_number(tmp_path):
 
 FULL_DISK = """
 import resource, sys
+from tests.helpers import posix_only
 from utils.visualize import Visualizer
 
 for size in sys.argv[2:]:
@@ -191,6 +194,7 @@ for size in sys.argv[2:]:
 """
 
 
+@posix_only
 def test_a_file_that_cannot_be_written_costs_one_line(tmp_path):
     # 0: opening the file fails; 100: no point fits into it; 2000: the last points do not fit.
     done = python(FULL_DISK, tmp_path, 0, 100, 1000, 2000, 10**6)

@@ -6,7 +6,13 @@ main.py imports this package before torch, which reads the settings below when i
 import os
 import sys
 
-ALL_CORES = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set()
+
+def own_cores() -> set[int]:
+    """Return the cores on which this thread may run; none where the system does not tell."""
+    return os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set()
+
+
+ALL_CORES = own_cores()
 
 # OpenMP divides each operation of a step among threads that wait for each other. Beside another
 # program that computes on the same cores, two of these threads may come to share one core, which

@@ -19,11 +19,14 @@ def line_chart(
     x_limits: tuple[float, float] | None = None,
     y_limits: tuple[float, float] | None = None,
     sizes: Mapping[str, Sequence[float]] | None = None,
+    x_log: bool = False,
+    x_names: Sequence[str] = (),
 ) -> str:
     """Draw lines by their names; a point that is not finite is left out.
 
     Each dot has its numbers as data-x and data-y, and shows them to the mouse. sizes: of the dots
-    of a name, 0 … 1, which no line connects.
+    of a name, 0 … 1, which no line connects. x_log: the x axis is logarithmic. x_names: words for
+    x = 0, 1, 2 …, which are then choices, not numbers.
     """
     finite = {
         name: [point for point in points if all(map(math.isfinite, point))]
@@ -33,11 +36,19 @@ def line_chart(
     ys = [y for points in finite.values() for _, y in points] or [0.0]
     low_x, high_x = x_limits or (min(xs), max(xs))
     x_ticks = ticks(low_x, high_x, whole=all(x == int(x) for x in xs))
+    if x_log:
+        x_ticks = log_ticks(low_x, high_x)
+    if x_names:
+        low_x, high_x = -0.5, len(x_names) - 0.5
+        x_ticks = list(map(float, range(len(x_names))))
     y_ticks = ticks(*(y_limits or (min(ys), max(ys))))
     low_y, high_y = y_limits or (y_ticks[0], y_ticks[-1])
 
     def place(x: float, y: float) -> tuple[float, float]:
-        right = (x - low_x) / (high_x - low_x or 1)
+        if x_log:
+            right = math.log(x / low_x) / (math.log(high_x / low_x) or 1)
+        else:
+            right = (x - low_x) / (high_x - low_x or 1)
         up = (y - low_y) / (high_y - low_y or 1)
         across, down = WIDTH - LEFT - RIGHT, HEIGHT - TOP - BOTTOM
         return round(LEFT + right * across, 1), round(HEIGHT - BOTTOM - up * down, 1)
@@ -50,7 +61,8 @@ def line_chart(
     for tick in (tick for tick in x_ticks if low_x <= tick <= high_x):
         x, y = place(tick, low_y)
         parts.append(f'<path class="grid" d="M{x} {y}V{TOP}"/>')
-        parts.append(f'<text x="{x}" y="{y + 16}" text-anchor="middle">{tick:.6g}</text>')
+        words = html.escape(x_names[int(tick)]) if x_names else f"{tick:.6g}"
+        parts.append(f'<text x="{x}" y="{y + 16}" text-anchor="middle">{words}</text>')
     middle = (LEFT + WIDTH - RIGHT) / 2
     parts.append(f'<text x="{middle}" y="{HEIGHT - 4}" text-anchor="middle">{x_label}</text>')
     legend_x = LEFT
@@ -90,3 +102,10 @@ def ticks(low: float, high: float, count: int = 5, whole: bool = False) -> list[
     step = max(1.0, step) if whole else step
     first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
     return [round(number * step, 12) for number in range(first, max(last, first + 1) + 1)]
+
+
+def log_ticks(low: float, high: float) -> list[float]:
+    """Return the powers of ten from `low` to `high`, with their 2 and 5 times if these are few."""
+    powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    factors = (1,) if high / low > 1000 else (1, 2, 5)
+    return [float(f"{factor}e{power}") for power in powers for factor in factors]

@@ -14,7 +14,7 @@ import struct
 import warnings
 import zipfile
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,14 +24,15 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from utils.files import previous, replace_file
+from utils.notebook import OneLineError
 
 DIGEST_MARK = b"sha256:"
 COMMENT_SIZE = len(DIGEST_MARK) + 64  # the mark and 64 hexadecimal digits
-# What DataParallel, the book's models and torch.compile put before a parameter's name.
-WRAPPER = re.compile(r"^((module|model|_orig_mod)\.)+")
+# What a wrapper puts before a weight's name: DataParallel, torch.compile, the book's models …
+WRAPPER = re.compile(r"^((module|model|net|backbone|_orig_mod)\.)+")
 
 
-class CheckpointError(RuntimeError):
+class CheckpointError(OneLineError, RuntimeError):
     """A checkpoint that cannot be used: one line that names the file and what to do."""
 
 
@@ -107,7 +108,7 @@ def read(path: str | Path, digest_required: bool = False) -> dict[str, Any]:
         if isinstance(error, pickle.UnpicklingError):  # torch's message advises to run its code
             reason = "it is damaged, or holds more than tensors and plain values"
         raise CheckpointError(f"{path} is not a readable checkpoint: {reason}") from error
-    if not isinstance(contents, Mapping):
+    if not isinstance(contents, dict):
         raise CheckpointError(f"{path} holds a {type(contents).__name__}, not a state dict")
     return contents
 
@@ -162,23 +163,36 @@ def locate(path: str | Path) -> Path:
     raise CheckpointError(f"{path} has neither best.pth nor last.pth in it")
 
 
-def load_file(model: nn.Module, path: str | Path) -> None:
-    """Load the weights of a state dict or of a checkpoint that `train` has written."""
+def load_file(model: nn.Module, path: str | Path, head: Collection[str] = ()) -> bool:
+    """Load the weights of a state dict or of a checkpoint that `train` has written.
+
+    head, and what is returned: see load_weights.
+    """
     contents = read(path)
-    load_weights(model, contents.get("model", contents), source=path)
+    return load_weights(model, contents.get("model", contents), source=path, head=head)
 
 
-def load_weights(model: nn.Module, state: Mapping[str, Tensor], source: str | Path) -> None:
+def load_weights(
+    model: nn.Module, state: Mapping[str, Tensor], source: str | Path, head: Collection[str] = ()
+) -> bool:
     """Load all weights of a state dict, or raise CheckpointError and change nothing.
 
-    source: where they come from, for the message.
+    source: where they come from, for the message. head: weights that may be different there, or
+    missing; then all of them stay as they are, and False is returned.
     """
-    own, metadata = model.state_dict(), getattr(state, "_metadata", None)
+    own = model.state_dict()
+    # The versions of the layers, which some of them need to load old files.
+    metadata = getattr(state, "_metadata", None) or getattr(own, "_metadata", None)
     # torchvision's and other old files do not have the batch counters of BatchNorm.
     counters = {n: torch.zeros_like(v) for n, v in own.items() if n.endswith("_tracked")}
-    state = counters | {n if n in own else WRAPPER.sub("", n): v for n, v in state.items()}
+    names = {WRAPPER.sub("", name): name for name in own} | {name: name for name in own}
+    state = counters | {names.get(n, names.get(WRAPPER.sub("", n), n)): v for n, v in state.items()}
     shapes = {name: tuple(getattr(value, "shape", ())) for name, value in own.items()}
     found = {name: tuple(getattr(value, "shape", ())) for name, value in state.items()}
+    head_fits = all(found.get(name) == shapes[name] for name in head)
+    if not head_fits:  # what else the file has belongs to its own head
+        state = {n: v for n, v in state.items() if n in own} | {n: own[n] for n in head}
+        found = {n: shape for n, shape in found.items() if n in own} | {n: shapes[n] for n in head}
     wrong = [
         f"{name} is {found.get(name, 'missing')} in the file, "
         f"{shapes.get(name, 'unknown')} in the model"
@@ -191,7 +205,7 @@ def load_weights(model: nn.Module, state: Mapping[str, Tensor], source: str | Pa
             f"{source} does not fit {type(model).__name__}: {wrong[0]}{more}; "
             "give the model and the classes it was saved with"
         )
-    state = OrderedDict(state)
-    # The versions of the layers, which some of them need to load old files.
-    state._metadata = metadata or own._metadata
-    model.load_state_dict(state)
+    loaded: Any = OrderedDict(state)
+    loaded._metadata = metadata
+    model.load_state_dict(loaded)
+    return head_fits

@@ -16,6 +16,7 @@ from weakref import WeakKeyDictionary, WeakSet
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
+from torch.utils.hooks import RemovableHandle
 from torch.utils.weak import WeakTensorKeyDictionary
 
 Watched = Optimizer | nn.Module
@@ -68,8 +69,8 @@ class Check:
     def output_faults(self, tensors: list[Tensor]) -> Iterator[str]:
         low, high = self.range or (None, None)
         least, most = -math.inf if low is None else low, math.inf if high is None else high
-        inside = [((t >= least) & (t <= most)).all() for t in tensors] if self.range else []
-        norms, inside = fetch(tensors, inside)
+        flags = [((t >= least) & (t <= most)).all() for t in tensors] if self.range else []
+        norms, inside = fetch(tensors, flags)
         if self.range and all(inside) == self.negate:
             bounds = [f"> {low}"] * (low is not None) + [f"< {high}"] * (high is not None)
             should, end = (
@@ -83,10 +84,10 @@ class Registry:
     """Which optimizers, tensors and modules are checked; it keeps none of them alive."""
 
     def __init__(self) -> None:
-        self.hooks = WeakKeyDictionary()  # Watched: RemovableHandle
-        self.active = WeakSet()  # of Watched
+        self.hooks: WeakKeyDictionary[Watched, RemovableHandle] = WeakKeyDictionary()
+        self.active: WeakSet[Watched] = WeakSet()
         self.tensors = WeakTensorKeyDictionary()  # Tensor: Check
-        self.outputs = WeakKeyDictionary()  # Module: Check
+        self.outputs: WeakKeyDictionary[nn.Module, Check] = WeakKeyDictionary()
         self.verbose = False
 
     def __reduce__(self) -> tuple:
@@ -111,7 +112,8 @@ class Registry:
             if thing in self.hooks:
                 self.hooks.pop(thing).remove()
             self.active.discard(thing)
-            self.outputs.pop(thing, None)
+            if isinstance(thing, nn.Module):
+                self.outputs.pop(thing, None)
             for tensor in parameters(thing):
                 self.tensors.pop(tensor, None)
 

@@ -42,5 +42,7 @@ def is_own_file(path: str) -> bool:
         status = os.lstat(path)
     except OSError:
         return False
-    mine = not hasattr(os, "getuid") or status.st_uid == os.getuid()
-    return mine and stat.S_ISREG(status.st_mode) and not status.st_mode & stat.S_IWOTH
+    mine = not hasattr(os, "getuid") or (  # Windows has neither owners nor a /tmp for all
+        status.st_uid == os.getuid() and not status.st_mode & stat.S_IWOTH
+    )
+    return mine and stat.S_ISREG(status.st_mode)

@@ -3,29 +3,31 @@
 import ctypes
 import os
 from contextlib import suppress
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch.optim import Optimizer
 
-from utils import ALL_CORES
+from utils import ALL_CORES, own_cores
+
+Name = Literal["auto", "fp32", "bf16", "fp16"]  # of a precision, as in config.py
 
 
 def use_cores(cores: set[int]) -> None:
     """Let this thread run on these cores only; what it starts later runs there as well."""
     with suppress(OSError):  # a container may have fewer cores by now
-        if cores:
+        if cores and hasattr(os, "sched_setaffinity"):
             os.sched_setaffinity(0, cores)
 
 
 # OpenMP has bound the main thread to its first core when torch was imported. `Run` binds it again
 # while it trains on the CPU; at other times, what the main thread starts may use every core.
-OWN_CORE = os.sched_getaffinity(0) if ALL_CORES else set()
+OWN_CORE = own_cores()
 use_cores(ALL_CORES)
 
 
 def set_up_device(
-    use_gpu: bool, precision: str, deterministic: bool
+    use_gpu: bool, precision: Name, deterministic: bool
 ) -> tuple[torch.device, "Precision"]:
     """Return the device and the precision that the options ask for; prepare torch for both.
 
@@ -63,7 +65,7 @@ class Precision:
     does nothing.
     """
 
-    def __init__(self, name: str, device: torch.device) -> None:
+    def __init__(self, name: Name, device: torch.device) -> None:
         if name == "auto":
             name = "bf16" if has_native_bf16(device) else "fp32"
         dtype = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[name]

@@ -7,15 +7,20 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image, ImageColor, ImageDraw, ImageFilter
 
-Color = str | tuple[int, int, int]
+Color = str | tuple[int, ...]
 Points = Sequence | np.ndarray  # (..., 2): x and y
 
+KINDS = ("cat", "dog")  # what is drawn, and the species of Oxford's pets; the index is the label
 SCALE = 2  # draw at twice the size, then reduce: smooth edges
 INK, WHITE, PINK = "#231c1e", "#f5f5f5", "#de6e78"
 FURS = ["#3d3b42", "#66656b", "#8f8d92", "#efe9df", "#e3c79b", "#d98b45", "#a8622f", "#6b4630"]
 LIGHT_FURS, EYES = ["#f2ebdf", "#e3c79b", "#b9b4b0"], ["#8fbf3f", "#e0b02e", "#5aa5d6", "#c27a2c"]
 CIRCLE = np.array([(math.cos(k * math.pi / 16), math.sin(k * math.pi / 16)) for k in range(32)])
-THINGS = [CIRCLE, [(-1, -1), (1, -1), (1, 1), (-1, 1)], [(-1, 0.9), (0, -0.9), (1, 0.9)]]
+THINGS: list[Points] = [
+    CIRCLE,
+    [(-1, -1), (1, -1), (1, 1), (-1, 1)],
+    [(-1, 0.9), (0, -0.9), (1, 0.9)],
+]
 # How far the animal reaches from the middle of its head, in head radii: left, right, down.
 POSES = {"head": (-1.4, 1.4, 1.4), "sit": (-1.7, 1.6, 2.9), "stand": (-3.3, 1.4, 2.6)}
 TOP = -1.5  # the tip of an ear
@@ -34,8 +39,8 @@ class Pen:
 
     def polygon(self, points: Points, color: Color, line: bool = True) -> None:
         path = (np.asarray(points) @ self.matrix + self.origin).ravel().tolist()
-        outline = {"outline": INK, "width": SCALE} if line else {}
-        ImageDraw.Draw(self.image).polygon(path, color, **outline)
+        outline, width = (INK, SCALE) if line else (None, 1)
+        ImageDraw.Draw(self.image).polygon(path, color, outline, width)
 
     def oval(self, center: Points, radii: Points, color: Color, line: bool = True) -> None:
         self.polygon(CIRCLE * radii + center, color, line)
@@ -178,7 +183,7 @@ def expose(image: Image.Image, rng: random.Random) -> Image.Image:
 
 
 def draw(kind: str, seed: int) -> Image.Image:
-    """Return the picture of `kind` ("cat" or "dog") and `seed`: RGB, 160 to 220 pixels a side."""
+    """Return the picture of `kind`, one of KINDS, and `seed`: RGB, 160 to 220 pixels a side."""
     rng = random.Random(f"{kind} {seed}")
     size = SCALE * rng.randint(160, 220), SCALE * rng.randint(160, 220)
     image = draw_background(size, rng)

@@ -50,7 +50,7 @@ def train_step(
         where = first_not_finite(model, parts, criterion, amp.autocast)
         raise NotFinite(f"{where}; the update was not made")
     amp.step(optimizer)  # calls optimizer.step()
-    logits, losses = (torch.cat(tensors) for tensors in zip(*results, strict=True))
+    logits, losses = (torch.concat(tensors) for tensors in zip(*results, strict=True))
     return logits, losses, norm
 
 
@@ -88,5 +88,5 @@ def evaluate(
     model.train(was_training)
     if not results:
         raise ValueError("there is no picture to evaluate")
-    logits, labels = (torch.cat(tensors).cpu() for tensors in zip(*results, strict=True))
+    logits, labels = (torch.concat(tensors).cpu() for tensors in zip(*results, strict=True))
     return logits, labels

@@ -45,11 +45,12 @@ def one_line_failures(show_traceback: bool, debug: bool = False) -> Iterator[Non
         sys.exit(exit_code)
 
 
-def up_to_model(trace: TracebackType) -> TracebackType:
+def up_to_model(trace: TracebackType | None) -> TracebackType | None:
     """Return the traceback up to its last frame with a local variable `model`, or all of it."""
-    frames = [trace]
-    while frames[-1].tb_next:
-        frames.append(frames[-1].tb_next)
+    frames, step = [], trace
+    while step:
+        frames.append(step)
+        step = step.tb_next
     while len(frames) > 1 and "model" not in frames[-1].tb_frame.f_locals:
         frames.pop()
     cut = None

@@ -19,7 +19,7 @@ def denormalize(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> 
     return np.clip((pixels * std + mean) * 255 + 0.5, 0, 255).astype(np.uint8)
 
 
-def gallery(pictures: Sequence[np.ndarray], captions: Sequence[str]) -> Image.Image:
+def gallery(pictures: Sequence[np.ndarray] | np.ndarray, captions: Sequence[str]) -> Image.Image:
     """Lay out pictures, uint8 (H, W, 3), in a grid with a caption of some lines below each."""
     columns = min(8, len(pictures))
     lines = max(caption.count("\n") + 1 for caption in captions)
@@ -102,7 +102,7 @@ def text_width(words: str) -> float:
 
 
 @cache
-def font(small: bool = False) -> ImageFont.FreeTypeFont:
+def font(small: bool = False) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
     return ImageFont.load_default(8 if small else 11)
 
 
@@ -130,5 +130,5 @@ def confidences(logits: Tensor, labels: Tensor) -> dict[str, np.ndarray]:
     """Return the largest probability of each picture: of all, right and wrong ones."""
     largest, given = logits.float().softmax(dim=1).max(dim=1)
     right = (given == labels).numpy()
-    largest = largest.numpy()
-    return {"all": largest, "right": largest[right], "wrong": largest[~right]}
+    confidence = largest.numpy()
+    return {"all": confidence, "right": confidence[right], "wrong": confidence[~right]}

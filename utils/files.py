@@ -72,8 +72,13 @@ def sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
+def write_bytes(path: str | Path, contents: bytes) -> None:
+    replace_file(path, lambda file: file.write(contents))
+
+
 def write_text(path: str | Path, text: str) -> None:
-    replace_file(path, lambda file: file.write(text.encode()))
+    """Write UTF-8. A path with bytes that are no UTF-8 becomes an escape, which JSON reads back."""
+    write_bytes(path, text.encode(errors="backslashreplace"))
 
 
 def write_json(path: str | Path, contents: Any) -> None:

@@ -32,7 +32,7 @@ def first_not_finite(
     """
     if bad := not_finite(model.named_parameters()):
         return f"{bad[0]} is not finite"
-    model, bad_outputs = copy.deepcopy(model), []
+    model, bad_outputs = copy.deepcopy(model), []  # a copy is not compiled
 
     def note_output(name: str) -> Callable:
         def hook(_layer: nn.Module, _inputs: Any, output: Any) -> None:

@@ -43,7 +43,7 @@ class AverageMeter:
 
     def value(self) -> tuple[float, float]:
         """Return (mean, standard deviation) of all pictures since `reset`; nan without any."""
-        for value in torch.cat(self.pending).tolist() if self.pending else []:
+        for value in torch.concat(self.pending).tolist() if self.pending else []:
             self.meter.add(value)  # one by one: torchnet's add(mean, n) takes the mean for a sum
         self.pending.clear()
         mean, std = self.meter.value()
@@ -78,7 +78,8 @@ class ConfusionMeter:
         Raises FloatingPointError for logits that are not finite, ValueError for unknown labels.
         """
         if self.pending:
-            answers, labels = (torch.cat(parts).cpu() for parts in zip(*self.pending, strict=True))
+            pending = zip(*self.pending, strict=True)
+            answers, labels = (torch.concat(tensors).cpu() for tensors in pending)
             self.pending.clear()
             if (answers < 0).any():
                 raise FloatingPointError("the logits are not finite: training diverged; lower --lr")
@@ -104,7 +105,11 @@ class TrainMeters:
         self.objective, self.loss = AverageMeter(), AverageMeter()
         self.confusion = ConfusionMeter(2 if multi_label else num_classes)
         self.multi_label = multi_label
-        self.parts = {"objective": self.objective, "loss": self.loss, "confusion": self.confusion}
+        self.parts: dict[str, AverageMeter | ConfusionMeter] = {
+            "objective": self.objective,
+            "loss": self.loss,
+            "confusion": self.confusion,
+        }
 
     def add(self, logits: Tensor, labels: Tensor, losses: Tensor) -> None:
         """Take the logits (N, K), labels (N,) and losses (N,) of a step.

@@ -5,7 +5,7 @@ picture is a decision between yes and no, and these are counted like pictures.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -42,20 +42,63 @@ def f1(logits: Tensor, labels: Tensor) -> float:
 def average_precision(logits: Tensor, labels: Tensor) -> float:
     """Return the mean over the classes of the area under precision by recall (mAP).
 
-    As in scikit-learn: pictures with the same logit have the same rank. Classes without a picture
-    do not count.
+    As in scikit-learn: pictures with the same probability have the same rank. Classes without a
+    picture do not count.
     """
-    shows = labels if labels.ndim == 2 else F.one_hot(labels, logits.shape[1])  # (M, K)
-    scores = []
-    for logit, shown in zip(logits.T, shows.T, strict=True):
+    areas = []
+    for score, shown in scores_by_class(logits, labels):
         if shown.any():
-            order = logit.argsort(descending=True)
+            order = score.argsort(descending=True)
             hits = shown[order].double().cumsum(dim=0)
-            last = torch.diff(logit[order], append=logit.new_full((1,), -math.inf)) != 0
+            last = torch.diff(score[order], append=score.new_full((1,), -math.inf)) != 0
             hits, ranks = hits[last], last.nonzero().flatten() + 1
             new_hits = torch.diff(hits, prepend=hits.new_zeros(1))
-            scores.append((new_hits * hits / ranks).sum().item() / hits[-1].item())
-    return sum(scores) / len(scores)
+            areas.append((new_hits * hits / ranks).sum().item() / hits[-1].item())
+    return mean(areas)
+
+
+def auc(logits: Tensor, labels: Tensor) -> float:
+    """Return the mean over the classes of the area under the ROC curve.
+
+    It is the chance that a picture of the class gets a higher probability for it than another
+    picture does; a tie counts as one half. NaN if all pictures show the same.
+    """
+    areas = []
+    for score, shown in scores_by_class(logits, labels):
+        positives = int(shown.sum())
+        if 0 < positives < len(shown):
+            _, place, counts = score.unique(return_inverse=True, return_counts=True)
+            ranks = (counts.cumsum(dim=0) - (counts - 1) / 2)[place]  # from 1; ties share a rank
+            wins = ranks[shown.bool()].double().sum().item() - positives * (positives + 1) / 2
+            areas.append(wins / positives / (len(shown) - positives))
+    return mean(areas)
+
+
+def scores_by_class(logits: Tensor, labels: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield for each class a score of all pictures, which grows with its probability, and labels.
+
+    Both are (M,); a label is 1 if the picture shows the class, else 0.
+    """
+    if labels.ndim == 2:
+        return zip(logits.T, labels.T, strict=True)
+    # The logarithm, in float64: probabilities close to 1 would be rounded to 1, and tie.
+    shown = F.one_hot(labels, logits.shape[1])
+    return zip(logits.double().log_softmax(dim=1).T, shown.T, strict=True)
+
+
+def mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values) if values else math.nan
+
+
+def brier(logits: Tensor, labels: Tensor) -> float:
+    """Return the mean squared distance of the probabilities from 0 and 1 (Brier, 1950).
+
+    Of two classes it is that of one of them, as in scikit-learn; of more, the sum over them.
+    """
+    logits, labels = decisions(logits, labels)
+    shares = F.one_hot(labels, logits.shape[1])
+    distance = (logits.softmax(dim=1) - shares).square().sum(dim=1).mean().item()
+    return distance / 2 if logits.shape[1] == 2 else distance
 
 
 def calibration_error(logits: Tensor, labels: Tensor) -> float:
@@ -74,6 +117,8 @@ METRICS: dict[str, tuple[Callable[[Tensor, Tensor], float], Callable]] = {
     "accuracy": (accuracy, max),
     "f1": (f1, max),
     "average_precision": (average_precision, max),
+    "auc": (auc, max),
+    "brier": (brier, min),
     "calibration_error": (calibration_error, min),
 }
 
@@ -144,6 +189,23 @@ def wilson_interval(correct: int, count: int, z: float = 1.96) -> tuple[float, f
     return max(0.0, middle - half), min(1.0, middle + half)  # rounding goes beyond 0 and 1
 
 
+def fit_temperature(logits: Tensor, labels: Tensor) -> float:
+    """Return the number to divide the logits by so that the loss is lowest (Guo et al., 2017).
+
+    It is within 0.01 … 100. The slope of the loss grows with 1 / temperature, so that bisection
+    finds where it is 0.
+    """
+    logits, labels = decisions(logits.double(), labels)
+    true_logits = logits.gather(1, labels[:, None]).squeeze(1)
+    low, high = math.log(0.01), math.log(100)
+    for _ in range(50):
+        middle = (low + high) / 2
+        probabilities = (logits * math.exp(middle)).softmax(dim=1)
+        slope = ((probabilities * logits).sum(dim=1) - true_logits).mean().item()
+        low, high = (low, middle) if slope > 0 else (middle, high)
+    return math.exp(-(low + high) / 2)
+
+
 def calibration_bins(logits: Tensor, labels: Tensor, bins: int = 10) -> list[tuple]:
     """Return (pictures, mean confidence, accuracy) of each bin of confidence that has pictures."""
     logits, labels = decisions(logits, labels)
@@ -191,7 +253,7 @@ def least_sure_right(
     return [(i, int(given[i]), float(confidence[i])) for i in positions if right[i]]
 
 
-def describe(summary: dict[str, Any]) -> dict[str, str]:
+def describe(summary: Mapping[str, Any]) -> dict[str, str]:
     """Return each metric of a summary as {name: text}."""
     texts = {name.replace("_", " "): f"{summary[name]:.4f}" for name in METRICS}
     share, (low, high) = summary["accuracy"], summary["accuracy_interval"]
@@ -201,7 +263,9 @@ def describe(summary: dict[str, Any]) -> dict[str, str]:
     return texts | {"accuracy": f"{share:.2%} of {what} {interval}"}
 
 
-def class_table(summary: dict[str, Any], classes: Sequence[str], matrix: bool) -> list[list[Any]]:
+def class_table(
+    summary: Mapping[str, Any], classes: Sequence[str], matrix: bool
+) -> list[list[Any]]:
     """Return a heading and a row per true class: its scores and how its pictures were classified.
 
     matrix: a column of counts per predicted class; without it, the three most frequent mistakes.
@@ -221,7 +285,7 @@ def class_table(summary: dict[str, Any], classes: Sequence[str], matrix: bool) -
     return rows
 
 
-def as_text(summary: dict[str, Any], classes: Sequence[str], width: int = 120) -> str:
+def as_text(summary: Mapping[str, Any], classes: Sequence[str], width: int = 120) -> str:
     """Return a summary for a terminal: the metrics, then a table of the classes.
 
     The table is a confusion matrix if its lines have at most `width` characters.

@@ -39,7 +39,7 @@ class Muon(Optimizer):
     load_state_dict = unwrap(Optimizer.load_state_dict)
 
     @torch.no_grad()
-    def step(self) -> None:
+    def step(self) -> None:  # type: ignore[override]  # no closure
         """Update every weight that has a gradient."""
         for group in self.param_groups:
             for weight in group["params"]:

@@ -7,22 +7,26 @@ command has run. So wrong usage is found here first, before anything is loaded o
 import ast
 import difflib
 import inspect
+import json
 import math
 import os
 import re
 import shlex
 import sys
+import tomllib
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType, NoneType, UnionType
 from typing import Annotated, Any, Literal, NamedTuple, Union, get_args, get_origin, get_type_hints
 
 from utils.commands import names as optional_commands
+from utils.notebook import OneLineError
 
 PROJECT = Path(__file__).resolve().parent.parent
-NOT_SAVED = ("resume", "allow_changes")  # they hold for one command only
+NOT_SAVED = ("resume", "allow_changes", "config", "dry_run")  # they hold for one command only
 PACKAGES = {"model": "models", "dataset": "data"}  # where a class with the option's name is found
 given_classes: dict[tuple[str, str], type] = {}  # (package, name): a class given as an option
 
@@ -42,7 +46,7 @@ SYNONYMS = """
 """
 
 
-class UsageError(ValueError):
+class UsageError(OneLineError, ValueError):
     """A wrong command, option or value. The message is one line that says what to type instead."""
 
     exit_code = 2
@@ -74,7 +78,8 @@ class ListLimits(Limits):
         return {*value.split(",")} <= {*AUGMENTATIONS}
 
 
-PositiveFloat = Annotated[float, Limits("a number above 0", low=math.ulp(0.0))]
+# Not the smallest number of all: a processor that rounds tiny numbers to 0 would take it for 0.
+PositiveFloat = Annotated[float, Limits("a number above 0", low=sys.float_info.min)]
 PositiveInt = Annotated[int, Limits("a whole number from 1 up", low=1)]
 WholeNumber = Annotated[int, Limits("a whole number from 0 up", low=0)]
 Fraction = Annotated[float, Limits("a number from 0 to 1", low=0, high=1)]
@@ -86,6 +91,7 @@ Fold = Annotated[str, FoldLimits("a fold and how many there are, like 2/5")]
 AUGMENTATIONS = ("trivialaugment", "randaugment", "augmix", "erasing", "mixup", "cutmix")
 Augmentations = Annotated[str, ListLimits(f"some of {', '.join(AUGMENTATIONS)}")]
 
+WORD_END = "\0"  # between the words of a command line; only this is in no file's name
 UNIONS = (Union, UnionType)
 TRUE, FALSE = {"true", "yes", "on", "1"}, {"false", "no", "off", "0"}
 TYPE_WORDS = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}
@@ -114,8 +120,8 @@ def coerce(hint: Any, value: Any) -> Any:
     elif get_origin(hint) is Literal:
         if text in get_args(hint):
             return text
-    elif get_origin(hint) is tuple:  # the command line has one text, with a line for each
-        return tuple(value.splitlines() if isinstance(value, str) else map(str, value))
+    elif get_origin(hint) is tuple:  # the command line has one text
+        return tuple(value.split(WORD_END) if isinstance(value, str) else map(str, value))
     elif get_origin(hint) is Annotated:
         plain_type, limits = get_args(hint)
         value = coerce(plain_type, value)
@@ -138,10 +144,14 @@ def coerce(hint: Any, value: Any) -> Any:
 
 
 def nearest(word: str, valid: Sequence[str]) -> str:
-    """Return a hint: the valid word with the most similar spelling, or all of them."""
+    """Return a hint: the valid word with the most similar spelling, or the first of them."""
+    if same := [v for v in valid if v.rpartition("/")[2] == word]:
+        return f"did you mean {same[0]}?"
     close = difflib.get_close_matches(word.lower(), [v.lower() for v in valid], n=1, cutoff=0.5)
     found = [v for v in valid if v.lower() in close]
-    return f"did you mean {found[0]}?" if found else f"choose from: {', '.join(valid)}"
+    if found:
+        return f"did you mean {found[0]}?"
+    return f"choose from: {', '.join(valid[:12])}{' …' if valid[12:] else ''}"
 
 
 def flag(name: str) -> str:
@@ -161,9 +171,18 @@ def imported_names(package: str) -> list[str]:
     return [alias.asname or alias.name for node in froms for alias in node.names]
 
 
+def torchvision_models() -> list[str]:
+    """Return torchvision/NAME for each of its classification models, without importing it."""
+    found = find_spec("torchvision")
+    folder = Path(found.origin).parent / "models" if found and found.origin else Path()
+    texts = [path.read_text(encoding="utf-8") for path in sorted(folder.glob("[!_]*.py"))]
+    function = re.compile(r"^@register_model\(\)\n.*?^def (\w+)\(", re.M | re.S)
+    return [f"torchvision/{name}" for text in texts for name in function.findall(text)]
+
+
 def metric_names() -> list[str]:
     """Return the keys of METRICS in utils/metrics.py."""
-    nodes = syntax_tree("utils/metrics.py").body
+    nodes: list[Any] = syntax_tree("utils/metrics.py").body
     dicts = [node for node in nodes if isinstance(getattr(node, "value", None), ast.Dict)]
     metrics = [node.value for node in dicts if ast.unparse(node).startswith("METRICS")]
     return [key.value for node in metrics for key in node.keys]
@@ -179,7 +198,20 @@ def keep_class(package: str, given: type) -> str:
     return name
 
 
-def find_class(package: ModuleType, name: str) -> type:
+def read_options(path: str | Path) -> dict[str, Any]:
+    """Return the options of a file {"name": value, …} in JSON or TOML."""
+    path = Path(path)
+    try:
+        text = path.read_text(encoding="utf-8")
+        options = tomllib.loads(text) if path.suffix == ".toml" else json.loads(text)
+        return {name.replace("-", "_"): value for name, value in options.items()}
+    except FileNotFoundError:
+        raise UsageError(f"{path} does not exist; give the right path: --config=PATH") from None
+    except (OSError, ValueError, AttributeError) as error:
+        raise UsageError(f"--config={path} has no options in JSON or TOML: {error}") from None
+
+
+def find_class(package: ModuleType, name: str) -> Any:
     """Return the class `name` of the package, or the one that was given as an option."""
     return getattr(package, name, None) or given_classes[package.__name__, name]
 
@@ -188,14 +220,16 @@ class Options:
     """A base for classes of annotated defaults; the comment behind an option is its help."""
 
     __slots__ = ("__dict__", "given")  # vars(opt) holds the options and nothing else
-    changeable_on_resume = frozenset()  # these options do not change the result of a run
-    required_path = None  # the option whose path has to exist before the command starts
-    takes_words = None  # the option that takes the words without dashes, in `compare RUN RUN`
+    changeable_on_resume = frozenset[str]()  # these options do not change the result of a run
+    required_path = ""  # the option whose path has to exist before the command starts
+    takes_words = ""  # the option that takes the words without dashes, in `compare RUN RUN`
 
     def __init__(self, **given: Any) -> None:
         hints = self.hints()
         vars(self).update({name: getattr(type(self), name) for name in hints})
         given = {key.replace("-", "_"): value for key, value in given.items()}
+        if "config" in hints and (path := given.get("config")):
+            given = read_options(path) | given
         self.given = frozenset(given)  # the names of the options that were passed
         for name, value in given.items():
             if name not in hints:
@@ -212,9 +246,14 @@ class Options:
             classes = [name for name in imported_names(package) if name[0].isupper()]
             classes += [name for folder, name in given_classes if folder == package]
             choices[option] = (f"{package}/", classes)
+        if getattr(self, "model", "SqueezeNet") not in choices["model"][1]:
+            choices["model"][1].extend(torchvision_models())
         for name, (place, known) in choices.items():
             if name in hints and (word := getattr(self, name)) not in known:
                 raise UsageError(f"{flag(name)}={word} is not in {place}; {nearest(word, known)}")
+
+    def validate(self) -> None:
+        """Raise UsageError for options that do not go together. A command may have such rules."""
 
     @classmethod
     def hints(cls) -> dict[str, Any]:
@@ -240,7 +279,7 @@ class Options:
         changed = [(n, x) for n, x in self.state_dict().items() if x != defaults[n]]
         return shlex.join(f"{flag(name)}={value}" for name, value in changed)
 
-    def resumed(self, saved: Mapping[str, Any]) -> "Options":
+    def resumed(self, saved: Mapping[str, Any]) -> Any:
         """Return the options of a run to resume: `saved`, with the given ones in their place.
 
         UsageError names the given ones that would change the result, unless `allow_changes` is
@@ -253,7 +292,7 @@ class Options:
             if name in self.given and new != (old := getattr(options, name))
             if not (name == "max_epoch" and new > old)
         ]
-        if changed and not self.allow_changes:
+        if changed and not getattr(self, "allow_changes", False):
             raise UsageError(
                 f"{', '.join(changed)} would change the result: leave out, or add --allow-changes"
             )
@@ -278,9 +317,8 @@ class Options:
     @classmethod
     def advice(cls, wrong: str) -> str:
         """Return how "there is no option --wrong" goes on: where it belongs, or what is meant."""
-        for command in optional_commands():
-            if wrong in options_of(command).hints():
-                return f" here; it belongs to the command {command}"
+        if owners := [name for name in optional_commands() if wrong in options_of(name).hints()]:
+            return f" here; it belongs to the command {' or '.join(owners)}"
         hints, wrong = cls.hints(), wrong.lower()
         pairs = [entry.split(": ") for entry in re.split(r"[;\n]\s*", SYNONYMS.strip())]
         names = {other: name for name, others in pairs if name in hints for other in others.split()}
@@ -289,7 +327,8 @@ class Options:
             return f"; did you mean {flag(names[close[0]])}?"
         # No similar name: look for one word in the names, for several in names and comments.
         words = [word for word in wrong.split("_") if len(word) > 3]
-        for line in (line for base in cls.__mro__[:-2] for line in base.table()):
+        bases = [base for base in cls.__mro__ if issubclass(base, Options)]
+        for line in (line for base in bases for line in base.table()):
             name = line.partition("=")[0].strip()
             if words and all(word in (line.lower() if words[1:] else name) for word in words):
                 return f"; did you mean {name}?"
@@ -319,12 +358,16 @@ def help_text(config: type[Options], commands: Mapping[str, tuple], command: str
     return "\n".join([f"python main.py {command} --option=value …", "", *lines])
 
 
-def split_arguments(arguments: Sequence[str]) -> tuple[str, dict[str, str]]:
+def split_arguments(arguments: Sequence[str]) -> tuple[str, dict[str, str | bool]]:
     """Split `COMMAND WORD --name=value --name value --flag` into the command and its options.
 
-    Words without dashes become the option that the command names as `takes_words`.
+    Words without dashes become the option that the command names as `takes_words`. In front of
+    them, `--flag` needs no value: `predict --json PATH`.
     """
-    command, options, words, waiting = "", {}, [], None
+    command, waiting = "", ""
+    options: dict[str, str | bool] = {}
+    words: list[str] = []
+    own = Options
     for word in arguments:
         if word.startswith("--") and len(word) > 2:
             name, equals, value = word[2:].partition("=")
@@ -332,17 +375,19 @@ def split_arguments(arguments: Sequence[str]) -> tuple[str, dict[str, str]]:
             if name in options:
                 raise UsageError(f"--{name} is given twice")
             options[name] = value if equals else True
-            waiting = None if equals else name
-        elif waiting:
-            options[waiting], waiting = word, None
-        elif command in optional_commands() and options_of(command).takes_words:
+            waiting = "" if equals else name
+        elif waiting and (word.lower() in TRUE | FALSE or own.hints().get(waiting) is not bool):
+            options[waiting], waiting = word, ""
+        elif own.takes_words:
             words.append(word)
+            waiting = ""
         elif command or word.startswith("-"):
             raise UsageError(f"cannot read {word!r}; options are written --name=value")
         else:
             command = word
+            own = options_of(command) if command in optional_commands() else Options
     if words:
-        options[options_of(command).takes_words] = "\n".join(words)
+        options[own.takes_words] = WORD_END.join(words)
     return command, options
 
 
@@ -366,14 +411,16 @@ def check_usage(
         options = config if command in commands else options_of(command)
         required = commands[command][1] if command in commands else options.required_path
         opt, hints = options(**given), options.hints()
-        inputs = [name for name in given if InputPath in (hints[name], *get_args(hints[name]))]
-        for name in [required, *inputs] if required and not opt.resume else inputs:
+        opt.validate()
+        inputs = [name for name in opt.given if InputPath in (hints[name], *get_args(hints[name]))]
+        needed = [required] if required and not getattr(opt, "resume", False) else []
+        for name in [*needed, *inputs]:
             path = getattr(opt, name)
             if isinstance(path, str) and not os.path.exists(path):  # also False for an odd name
                 raise UsageError(f"{path} does not exist; give the right path: {flag(name)}=PATH")
         values = {name: getattr(opt, name) for name in given}
-        lines = {n: "\n".join(x) if isinstance(x, tuple) else x for n, x in values.items()}
-        return [command, *(f"--{name}={value}" for name, value in lines.items())]
+        texts = {n: WORD_END.join(x) if isinstance(x, tuple) else x for n, x in values.items()}
+        return [command, *(f"--{name}={value}" for name, value in texts.items())]
     except UsageError as error:
         print(error, file=sys.stderr)
         sys.exit(2)

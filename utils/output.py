@@ -5,6 +5,7 @@ import io
 import os
 import sys
 import unicodedata
+from typing import Any
 
 # Characters that Unicode does not decompose into ASCII, as it does with … and é.
 LOOK_ALIKES = str.maketrans("–—−×✓✗‘’“”│█", "---xvx''\"\"|#") | {0x2264: "<=", 0x2265: ">="}
@@ -13,10 +14,13 @@ LOOK_ALIKES = str.maketrans("–—−×✓✗‘’“”│█", "---xvx''\"\"
 class DroppingFile(io.FileIO):
     """A file that drops what it cannot write: closed pipe, full disk, terminal gone."""
 
+    pipe_is_closed = False
+
     def write(self, data) -> int:
         try:
             return super().write(data) or len(data)
-        except OSError:
+        except OSError as error:
+            self.pipe_is_closed |= isinstance(error, BrokenPipeError)
             return len(data)
 
 
@@ -38,7 +42,13 @@ def protect_output() -> None:
             setattr(sys, name, new)
 
 
-def look_alike(error: UnicodeError) -> tuple[str, int]:
+def nobody_reads() -> bool:
+    """Return whether stdout is a pipe whose reader has ended, as in `… | head -1`."""
+    file = getattr(getattr(sys.stdout, "buffer", None), "raw", None)  # a notebook has none
+    return getattr(file, "pipe_is_closed", False)
+
+
+def look_alike(error: Any) -> tuple[str, int]:  # UnicodeEncodeError
     """Return ASCII for the characters that the encoding of a stream does not have."""
     text = error.object[error.start : error.end].translate(LOOK_ALIKES)
     text = "".join(c for c in unicodedata.normalize("NFKD", text) if not unicodedata.combining(c))

@@ -3,7 +3,7 @@
 import itertools
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -12,8 +12,13 @@ from torch.optim import Optimizer
 
 from utils.muon import Muon
 
+if TYPE_CHECKING:
+    from config import DefaultConfig
 
-def build_criterion(opt: Any, dataset: Any) -> nn.Module:
+History = Sequence[Mapping[str, float]]  # a row an epoch
+
+
+def build_criterion(opt: "DefaultConfig", dataset: Any) -> nn.Module:
     """Return the loss of the options: logits (N, K) and labels (N,) to losses (N,).
 
     dataset: of the training split. If it is multi-label, labels are (N, K).
@@ -26,27 +31,51 @@ def build_criterion(opt: Any, dataset: Any) -> nn.Module:
     return ClassificationLoss(weight, opt.label_smoothing, opt.focal_gamma)
 
 
-def build_optimizer(opt: Any, model: nn.Module) -> Optimizer:
+def build_optimizer(
+    opt: "DefaultConfig", model: nn.Module, body: Sequence[nn.Parameter] = ()
+) -> Optimizer:
     """Return Muon or AdamW, with decay of matrices and filters but not of biases and norms.
 
-    A group may have a "lr_factor": `set_lr` multiplies the learning rate by it. Frozen weights are
-    in as well, so that they learn once they are unfrozen; without a gradient they do not change.
+    body: the weights that learn at --backbone-lr times the rate of the others. A group may have a
+    "lr_factor": `set_lr` multiplies the learning rate by it. Frozen weights are in as well, so that
+    they learn once they are unfrozen; without a gradient they do not change.
     """
-    matrices = [weight for weight in model.parameters() if weight.ndim > 1]
-    vectors = [weight for weight in model.parameters() if weight.ndim <= 1]
-    groups = [
-        {"params": matrices, "weight_decay": opt.weight_decay},
-        {"params": vectors, "weight_decay": 0.0},
-    ]
+    slow = {id(weight) for weight in body} if opt.backbone_lr < 1 else set()
+    rest = [weight for weight in model.parameters() if id(weight) not in slow]
+    groups = decay_groups(rest, opt.weight_decay)
+    if slow:
+        groups += [g | {"lr_factor": opt.backbone_lr} for g in decay_groups(body, opt.weight_decay)]
     if opt.optimizer == "muon":
-        optimizer = Muon(groups, lr=opt.lr, betas=(0.9, 0.99))
+        optimizer: Optimizer = Muon(groups, lr=opt.lr, betas=(0.9, 0.99))
     else:
         optimizer = torch.optim.AdamW(groups, lr=opt.lr, betas=(0.9, 0.99), fused=True)
     optimizer.register_load_state_dict_pre_hook(keep_own_settings)
     return optimizer
 
 
-def learning_rate(opt: Any, progress: float, history: Sequence[Mapping[str, float]]) -> float:
+def decay_groups(weights: Sequence[nn.Parameter], weight_decay: float) -> list[dict[str, Any]]:
+    matrices = [weight for weight in weights if weight.ndim > 1]
+    vectors = [weight for weight in weights if weight.ndim <= 1]
+    return [
+        {"params": matrices, "weight_decay": weight_decay},
+        {"params": vectors, "weight_decay": 0.0},
+    ]
+
+
+def freeze(model: nn.Module, body: Sequence[nn.Parameter], frozen: bool) -> None:
+    """Let the weights of the body learn, or not; layers that do not learn are set to eval mode.
+
+    Their BatchNorm then uses, and keeps, the statistics that came with the weights.
+    """
+    for weight in body:
+        weight.requires_grad_(not frozen)
+    for layer in model.modules() if frozen else ():
+        weights = list(layer.parameters(recurse=False))
+        if weights and not any(weight.requires_grad for weight in weights):
+            layer.eval()
+
+
+def learning_rate(opt: "DefaultConfig", progress: float, history: History) -> float:
     """Return the learning rate at `progress` (0 … 1) of a run whose epochs so far are `history`.
 
     Both schedules rise linearly to opt.lr. Then "one_cycle" falls as a cosine to 0 (Smith and
@@ -63,6 +92,19 @@ def learning_rate(opt: Any, progress: float, history: Sequence[Mapping[str, floa
     if opt.schedule == "plateau":
         return peak
     return peak * (0.5 + 0.5 * math.cos(math.pi * (progress - opt.warmup) / (1 - opt.warmup)))
+
+
+def end_early(opt: "DefaultConfig", history: History, seconds: float) -> str:
+    """Return why the run ends before --max-epoch, or "" if it goes on.
+
+    seconds: how long the run has taken for the epochs of `history`.
+    """
+    losses = [row["val_loss"] for row in history]
+    if opt.stop_after and losses and len(losses) - 1 - losses.index(min(losses)) >= opt.stop_after:
+        return f"{opt.stop_after} epochs without a lower val loss (--stop-after)"
+    if opt.max_minutes and losses and seconds * (1 + 1 / len(losses)) > 60 * opt.max_minutes:
+        return f"another would probably not end within {opt.max_minutes:g} minutes (--max-minutes)"
+    return ""
 
 
 def set_lr(optimizer: Optimizer, lr: float) -> None:
@@ -85,6 +127,8 @@ class ClassificationLoss(nn.Module):
     knows the whole batch. Labels may also be (N, K), the shares of the classes in a mixed picture.
     weight (K,): the loss of a picture is multiplied by that of its class.
     """
+
+    weight: Tensor | None
 
     def __init__(
         self, weight: Tensor | None = None, label_smoothing: float = 0.0, gamma: float = 0.0

@@ -1,27 +1,33 @@
 """A training run: its folder, log and signals, and how its state is saved and resumed."""
 
+import tempfile
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from utils import ALL_CORES, checkpoint, files, metrics, run_folder
+from utils import ALL_CORES, checkpoint, files, metrics, notebook, profiler, recipe, run_folder
 from utils.checkpoint import plain_copy
 from utils.device import OWN_CORE, Precision, has_native_bf16, use_cores
 from utils.failures import one_line
 from utils.guard import NotFinite, not_finite
-from utils.options import Options
+from utils.options import UsageError
 from utils.signals import StopRequest
-from utils.watch import Watch
+from utils.watch import Answers, Watch
+
+if TYPE_CHECKING:
+    from config import DefaultConfig
 
 Batch = tuple[int, Tensor, Tensor]  # step, images (N, 3, H, W), labels (N,)
 History = list[dict[str, float]]  # a row an epoch
+DRY_RUN_BATCHES = 10  # of train and of val
 
 
 class Run:
@@ -33,15 +39,28 @@ class Run:
     state in memory; a thread writes it. A disk that fails costs a warning, not the run.
     """
 
-    def __init__(self, opt: Options, folder: Path | None, saved: Mapping[str, Any]) -> None:
-        self.opt, self.folder, self.saved = opt, folder, saved
+    folder: Path  # a new run gets it in `start`
+
+    def __init__(self, opt: "DefaultConfig", folder: Path | None, saved: Mapping[str, Any]) -> None:
+        self.opt, self.saved = opt, saved
+        if folder:
+            self.folder = folder
+        self.scratch = None
+        if opt.dry_run:  # Windows cannot delete a file that is open, as after a failure
+            self.scratch = tempfile.TemporaryDirectory(ignore_cleanup_errors=True)
+        self.profiled = False
+        self.page_shown: Any = None  # the report in a notebook
         self.unwritten_lines: list[str] = []  # of log.txt
         self.disk_failures: dict[Path, str] = {}  # files whose newest contents are not on the disk
         self.stop = StopRequest(advice="; --resume goes on")
 
     @classmethod
-    def open(cls, opt: Options) -> "Run":
+    def open(cls, opt: "DefaultConfig") -> "Run":
         """Return a new run, or the one that --resume names. Nothing is written yet."""
+        if opt.dry_run:
+            if opt.resume:
+                raise UsageError("--dry-run begins a new run: leave out --resume")
+            opt.max_epoch, opt.limit_batches = 1, DRY_RUN_BATCHES
         folder = Path(opt.resume) if isinstance(opt.resume, str) else None
         if opt.resume is True and not (folder := run_folder.newest_run(opt.checkpoint_root)):
             tqdm.write(f"{opt.checkpoint_root} has no run to resume; a new one starts")
@@ -53,8 +72,8 @@ class Run:
 
     def start(
         self, train_loader: Any, val_loader: Any, amp: Precision, **tracked: Any
-    ) -> tuple[int, int, History]:
-        """Return the epoch, step and history to begin with; restore the tracked objects.
+    ) -> tuple[int, History]:
+        """Return the step and the history to begin with; restore the tracked objects.
 
         tracked: the objects whose `state_dict` makes up the state of the run, among them `model`.
         """
@@ -66,9 +85,10 @@ class Run:
         metadata["data"] = dataset.fingerprint
         metadata["device"] = next(self.model.parameters()).device.type
         self.metadata = plain_copy(metadata)
-        is_new = self.folder is None
+        is_new = not self.saved
         if is_new:
-            self.folder = run_folder.new_run(self.opt.checkpoint_root, self.opt.model)
+            root = self.scratch.name if self.scratch else self.opt.checkpoint_root
+            self.folder = run_folder.new_run(root, Path(self.opt.model).name)
         self.lock = run_folder.lock(self.folder, self.log)
         self.tracked = {**tracked, "amp": amp}
         self._restore()
@@ -97,7 +117,16 @@ class Run:
             self._show(self.show.start)
         history = self.saved.get("history", [])
         self._note_position(epoch=epoch, step=step, history=history)
-        return epoch, step, history
+        return step, history
+
+    def epochs(self) -> Iterator[int]:
+        """Yield the numbers of the epochs to do, until one of the options ends the run."""
+        while (epoch := self.position["epoch"]) < self.opt.max_epoch:
+            seconds, history = time.monotonic() - self.began, self.position["history"]
+            if reason := recipe.end_early(self.opt, history, seconds):
+                self.log(f"the run ends after epoch {epoch}: {reason}")
+                return
+            yield epoch
 
     def _restore(self) -> None:
         if not self.saved:
@@ -120,8 +149,9 @@ class Run:
         """Print a line without breaking the progress bar, and keep it in log.txt."""
         tqdm.write(line)
         self.unwritten_lines.append(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {line}\n")
-        if self.folder:
-            with suppress(OSError), open(self.folder / "log.txt", "a", encoding="utf-8") as file:
+        if hasattr(self, "folder"):
+            path, errors = self.folder / "log.txt", "backslashreplace"  # of bytes that are no UTF-8
+            with suppress(OSError), open(path, "a", encoding="utf-8", errors=errors) as file:
                 file.writelines(self.unwritten_lines)
                 self.unwritten_lines.clear()
 
@@ -130,6 +160,9 @@ class Run:
 
         The first batch of the run is shown.
         """
+        if self.opt.profile and split == "train" and not self.profiled:
+            self.profiled = True
+            batches = profiler.profiled(batches, self.folder, self.log)
         for step, images, labels in batches:
             if step == 0 and self.position["epoch"] == 0:
                 self._show(self.show.batch, split, images, labels, self._steps_done())
@@ -192,6 +225,8 @@ class Run:
         logits (M, K), labels (M,): what these weights give.
         """
         mirror = ", with mirror images" if self.opt.mirror else ""
+        if self.opt.calibrate:
+            logits = logits / self._calibrate(logits, labels)
         state = f"The weights of epoch {self.best_epoch} of {self.opt.max_epoch}{mirror}"
         answers = self.show.answers(logits, labels)
         self._show(self._write_page, f"{state}.", history, answers, with_looks=True)
@@ -200,7 +235,22 @@ class Run:
         self.stop.raise_if_received()
         text = metrics.as_text(answers.summary, self.metadata["classes"])
         self.log(f"the weights of epoch {self.best_epoch} on val{mirror}:\n{text}")
+        if self.opt.dry_run:
+            self.log("the dry run is complete: every part works; its files are deleted")
+            return
         self.log(f"weights   {self.folder / 'best.pth'}\nreport    {self.folder / 'report.html'}")
+
+    def _calibrate(self, logits: Tensor, labels: Tensor) -> float:
+        """Return the temperature that suits these logits, and add it to best.pth."""
+        temperature = metrics.fit_temperature(logits, labels)
+        losses = (metrics.loss(x, labels) for x in (logits, logits / temperature))
+        words = "the val loss goes from {:.4f} to {:.4f}".format(*losses)
+        self.log(f"temperature {temperature:.3f}: {words}")
+        path = self.folder / "best.pth"
+        if path.exists():  # else the disk is full
+            with self.disk(path):
+                checkpoint.write(path, checkpoint.read(path) | {"temperature": temperature})
+        return temperature
 
     def _show(self, call: Callable, *args: Any, **options: Any) -> None:
         """Show something; an error costs a line, not the run."""
@@ -212,11 +262,14 @@ class Run:
                 self.log(line)
             self.unshown.add(line)
 
-    def _write_page(self, *parts: Any, **options: Any) -> None:
+    def _write_page(
+        self, state: str, history: History, answers: Answers, with_looks: bool = False
+    ) -> None:
         path = self.folder / "report.html"
         with self.disk(path):
             seconds = time.monotonic() - self.began
-            files.write_text(path, self.show.page(*parts, seconds, **options))
+            files.write_text(path, self.show.page(state, history, answers, seconds, with_looks))
+            self.page_shown = notebook.show_page(path, self.page_shown)
 
     def _steps_done(self) -> int:
         return self.position["epoch"] * self.steps_per_epoch + self.position["step"]
@@ -266,6 +319,7 @@ class Run:
 
     def __enter__(self) -> "Run":
         self.stop.__enter__()
+        torch.autograd.set_detect_anomaly(self.opt.detect_anomaly)
         if self.metadata["device"] == "cpu":
             use_cores(OWN_CORE)
         return self
@@ -278,14 +332,16 @@ class Run:
         except FloatingPointError as not_saved:
             error = not_saved
         finally:
-            self.writer.shutdown()
-            if error:
-                self.vis.flush()
-            else:
-                self.vis.close()
-            self.lock.close()
-            use_cores(ALL_CORES)
-            self.stop.__exit__(error_type, error, trace)
+            try:  # these two wait: in a notebook, Ctrl-C may come once more and end them
+                self.writer.shutdown()
+                self.vis.close(wait=not error)
+            finally:
+                self.lock.close()
+                torch.autograd.set_detect_anomaly(False)
+                if self.scratch:
+                    self.scratch.cleanup()
+                use_cores(ALL_CORES)
+                self.stop.__exit__(error_type, error, trace)
         if isinstance(error, FloatingPointError):
             raise NotFinite(f"{error}; {self._advice()}") from error
         if self.disk_failures and not error:

@@ -9,14 +9,14 @@ import time
 from collections.abc import Callable
 from importlib.metadata import distributions
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, BinaryIO
 
 from utils.files import make_folder, sync_folder
 
 try:
     import fcntl
 except ImportError:  # Windows
-    fcntl = None
+    fcntl = None  # type: ignore[assignment]
 
 PROJECT = Path(__file__).resolve().parent.parent
 
@@ -42,14 +42,14 @@ def newest_run(root: str | Path) -> Path | None:
     return max(saved)[1] if saved else None
 
 
-def lock(folder: Path, log: Callable[[str], None]) -> TextIO:
+def lock(folder: Path, log: Callable[[str], None]) -> BinaryIO:
     """Reserve a folder for this process until it ends or closes the file returned.
 
     Raises OSError if another process has it. A file system without locks costs a line in the log.
     """
-    file = open(folder / ".lock", "a")  # noqa: SIM115
+    file = open(folder / ".lock", "ab")  # noqa: SIM115
     try:
-        if fcntl:  # Windows has none. A record lock: loader processes do not inherit it.
+        if fcntl and sys.platform != "win32":  # a record lock: loader processes do not inherit it
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
         if error.errno in (errno.EACCES, errno.EAGAIN):
@@ -62,12 +62,12 @@ def environment() -> dict[str, Any]:
     """Return what this run ran on, enough to repeat it."""
     describe = ["git", "-C", str(PROJECT), "describe", "--always", "--dirty", "--abbrev=40"]
     try:
-        commit = subprocess.check_output(describe, text=True, stderr=subprocess.DEVNULL).strip()
+        answer = subprocess.check_output(describe, encoding="utf-8", stderr=subprocess.DEVNULL)
     except (OSError, subprocess.CalledProcessError):  # no git, or not a clone
-        commit = None
+        answer = ""
     return {
         "command": sys.argv,
-        "git_commit": commit,
+        "git_commit": answer.strip() or None,
         "python": platform.python_version(),
         "platform": platform.platform(),
         "cores": os.cpu_count(),

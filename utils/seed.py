@@ -8,6 +8,7 @@ from functools import cache
 
 import numpy as np
 import torch
+from numpy.random import mtrand  # what np.random takes its functions from
 
 
 def seed_of(*key: int | str) -> int:
@@ -41,15 +42,15 @@ SCRATCH = np.random.MT19937()  # NumPy's state is large: changing generators is 
 @contextmanager
 def seeded(*key: int | str) -> Iterator[None]:
     """Seed everything by the key for a while, then put the CPU's random states back."""
-    states = random.getstate(), np.random.get_bit_generator(), torch.get_rng_state()
+    states = random.getstate(), mtrand.get_bit_generator(), torch.get_rng_state()
     seed = seed_of(*key)
     random.seed(seed)
-    np.random.set_bit_generator(SCRATCH)
+    mtrand.set_bit_generator(SCRATCH)
     np.random.seed(seed % 2**32)
     torch.default_generator.manual_seed(seed)
     try:
         yield
     finally:
         random.setstate(states[0])
-        np.random.set_bit_generator(states[1])
+        mtrand.set_bit_generator(states[1])
         torch.set_rng_state(states[2])

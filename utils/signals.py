@@ -7,11 +7,13 @@ import signal
 import threading
 from typing import Any
 
-NAMES = ("SIGTERM", "SIGINT", "SIGHUP", "SIGUSR1")
+from utils.notebook import OneLineError
+
+NAMES = ("SIGTERM", "SIGINT", "SIGHUP", "SIGUSR1", "SIGBREAK")  # Windows lacks two, Unix the last
 SIGNALS = [getattr(signal, name) for name in NAMES if hasattr(signal, name)]
 
 
-class Stopped(Exception):
+class Stopped(OneLineError):
     """A signal has ended the run; the exit code is 128 + its number, as in a shell."""
 
     def __init__(self, number: int, advice: str = "") -> None:
@@ -22,7 +24,8 @@ class Stopped(Exception):
 class StopRequest:
     """`with StopRequest() as stop:` notes a signal; `stop.raise_if_received()` acts on it.
 
-    A second Ctrl-C ends the process at once. advice: what the message of Stopped ends with.
+    A second Ctrl-C does what it would do without this: it ends the program at once, or in a
+    notebook the cell. advice: what the message of Stopped ends with.
     """
 
     def __init__(self, advice: str = "") -> None:
@@ -41,9 +44,9 @@ class StopRequest:
         if error_type and issubclass(error_type, Exception):
             self.raise_if_received()  # the signal may have killed a worker, which is no failure
 
-    def _note(self, number: int, _: Any) -> None:
+    def _note(self, number: int, frame: Any) -> None:
         if self.received is not None and number == signal.SIGINT:
-            exit_at_once(number)
+            self.old_handlers[number](number, frame)
         self.received = self.received or number
 
     def raise_if_received(self) -> None:
@@ -72,10 +75,17 @@ def exit_on_signals() -> None:
         signal.signal(number, exit_at_once)
 
 
-def ignore_signals(*_: Any) -> None:
-    """Leave signals to the main process: its workers get those sent to the group as well."""
-    for number in SIGNALS:
+def follow_main_process() -> None:
+    """In a worker process: leave signals to the main process, and end when that has been killed."""
+    for number in SIGNALS:  # a terminal sends Ctrl-C to the whole group
         signal.signal(number, signal.SIG_IGN)
+    threading.Thread(target=end_with_main_process, daemon=True).start()
+
+
+def end_with_main_process() -> None:
+    if main := multiprocessing.parent_process():
+        main.join()
+        os._exit(1)
 
 
 @atexit.register

@@ -1,4 +1,4 @@
-"""A client of a visdom server on this machine. To remove it: delete the files named in README.md.
+"""A client of a visdom server on this machine. To remove it: see docs/adapting.md.
 
 What a window shows is kept here, and a thread delivers it. Training never waits for the server.
 """
@@ -146,10 +146,10 @@ class Windows:
             except Exception as error:  # visdom refuses the arguments
                 tqdm.write(f"visdom cannot show {window} ({type(error).__name__}: {error})")
 
-    def _next_window(self) -> str | None:
-        """Return the window whose change is the oldest; a later change is delivered again."""
+    def _next_window(self) -> str:
+        """Return the window whose change is the oldest, or ""; a later one is delivered again."""
         with self.changed:
-            window = next(iter(self.undelivered), None)
+            window = next(iter(self.undelivered), "")
             self.undelivered.pop(window, None)
         return window
 
@@ -185,11 +185,15 @@ class Windows:
                 self.curves.setdefault(chart, {}).setdefault(line, [])[:0] = earlier
         self.resume_at = None
 
-    def close(self) -> None:
-        """Deliver what is left, as long as the server answers; then end the thread."""
+    def stop(self) -> None:
+        """Let the thread deliver what is left, as long as the server answers, and then end."""
         with self.changed:
             self.closing = True
             self.changed.notify()
+
+    def close(self) -> None:
+        """Stop, and wait for the end of the thread."""
+        self.stop()
         self.thread.join(SECONDS_TO_RETRY)
         if self.thread.is_alive() and not self.failing:
             tqdm.write(f"waiting for visdom to take what is left, at most {SECONDS_TO_END:.0f} s")

@@ -123,7 +123,8 @@ class Visualizer:
 
         TensorBoard shows a histogram of each, visdom one map of all: how large the values are.
         """
-        rows, columns = [], []
+        rows: list[np.ndarray] = []
+        columns: list[str] = []
         for layer, tensor in tensors.items():
             values = tensor.detach().float().flatten().cpu().numpy().astype(np.float64)
             values = values[np.isfinite(values)]
@@ -176,9 +177,12 @@ class Visualizer:
     def flush(self) -> None:
         self.writer.flush()
 
-    def close(self) -> None:
-        """Write and deliver what is left; later calls show nothing."""
-        self.vis.close()
+    def close(self, wait: bool = True) -> None:
+        """Write and deliver what is left; later calls show nothing.
+
+        wait: until a visdom server has everything; else a thread goes on delivering.
+        """
+        self.vis.close() if wait else self.vis.stop()
         self.writer.flush()  # raises an error of SummaryWriter's thread; `close` does not
         self.writer.close()
         self.writer.target = None
@@ -220,6 +224,8 @@ def open_events(log_dir: Path, resume_at: int | None) -> Any:
     from torch.utils.tensorboard.summary import hparams
 
     class Writer(SummaryWriter):
+        file_writer: Any  # for torch its type is None
+
         def add_graph_def(self, graph_def: Any) -> None:
             self.file_writer.add_event(Event(graph_def=graph_def.SerializeToString()))
 

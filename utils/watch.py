@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -17,8 +17,10 @@ from PIL import Image
 from torch import Tensor, nn
 
 from utils import figures, files, gradcam, graph, metrics, report
-from utils.options import Options
 from utils.visualize import Visualizer
+
+if TYPE_CHECKING:
+    from config import DefaultConfig
 
 MOST_CLASSES = 12  # for which each class has a histogram of its own
 EXAMPLES = 12  # pictures in a gallery
@@ -45,7 +47,7 @@ class Watch:
 
     def __init__(
         self,
-        opt: Options,
+        opt: "DefaultConfig",
         folder: Path,
         model: nn.Module,
         train_loader: Any,
@@ -199,9 +201,9 @@ class Watch:
             return []
         pixels = torch.from_numpy(np.stack([picture for picture, _ in examples]))
         images = self.val_loader.normalize(pixels.permute(0, 3, 1, 2).to(device_of(self.model)))
-        with suppress(Exception):  # a model without a map, or one that gives several outputs
+        with suppress(Exception):  # a model that gives several outputs
             maps = gradcam.grad_cam(self.model, images, [given for _, given, _ in answers])
-            pairs = zip(examples, maps, strict=True)
+            pairs = zip(examples, maps if maps is not None else (), strict=True)
             return [(gradcam.overlay(picture, heat), words) for (picture, words), heat in pairs]
         return []
 
@@ -240,7 +242,7 @@ def words_of(label: np.ndarray, classes: Sequence[str]) -> str:
     """Return the names of the classes that a picture shows, with the shares of a mixed picture."""
     if label.ndim == 0:
         return classes[int(label)]
-    shown = [f"{classes[k]} {label[k]:.0%}" for k in np.flatnonzero(label)]
+    shown = [f"{classes[k]} {label[k]:.0%}" for k in np.flatnonzero(label).tolist()]
     return " and ".join(shown).replace(" 100%", "") or "none of the classes"
 
 

@@ -15,14 +15,15 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext, redirect_stdout, suppress
 from functools import partial
 from pathlib import Path
-from types import SimpleNamespace
+from typing import Any
 
 import torch
 from torch import Tensor
 
 import main
 import models
-from data import DogCat, Loader
+from config import DefaultConfig
+from data import Loader, open_split
 from data.build import keep_pictures
 from data.loader import core_count
 from data.read_image import decode_any
@@ -33,7 +34,7 @@ from utils.watch import Watch
 try:
     from tests.visdom_server import visdom_server
 except ImportError:  # visdom was removed: its row measures TensorBoard's files alone
-    visdom_server = partial(nullcontext, 1)  # a port where no server is
+    visdom_server = partial(nullcontext, 1)  # type: ignore[assignment]  # no server is there
 
 WARM_UP = 6  # steps before the clock starts: workers start, memory is laid out
 
@@ -69,6 +70,8 @@ class Enough(Exception):
 class Bench:
     """Measures in pictures a second, each side by a method of no arguments."""
 
+    port: int  # of a visdom server
+
     def __init__(self, wanted: argparse.Namespace) -> None:
         self.root, self.name, self.size = wanted.data, wanted.model, wanted.size
         self.steps, self.batch = wanted.steps, wanted.batch
@@ -79,9 +82,9 @@ class Bench:
         images = torch.randn(self.batch, 3, self.size, self.size, device=device)
         self.images = images.contiguous(memory_format=torch.channels_last)
         self.labels = torch.arange(self.batch, device=device) % 2
-        self.val_data = DogCat(self.root, mode="val", image_size=self.size)
-        self.train_data = DogCat(self.root, mode="train", image_size=self.size)
-        kept_data = DogCat(self.root, mode="val", image_size=self.size)
+        opt = DefaultConfig(train_data_root=self.root, image_size=self.size)
+        self.train_data, self.val_data = open_split(opt, "train"), open_split(opt, "val")
+        kept_data = open_split(opt, "val")
         keep_pictures(kept_data, "ram", Path())
         case = {"batch_size": self.batch, "device": device}
         self.loaders = {
@@ -90,11 +93,11 @@ class Bench:
             "later val": Loader(kept_data, **case),
         }
 
-    def train(self, skip: int = 0, **options: str | int | float) -> float:
+    def train(self, skip: int = 0, **options: Any) -> float:
         """The steady state of the command `train`, after `skip` steps."""
         times: list[float] = []
 
-        def note(_: str | None) -> None:
+        def note(debug_file: str | None) -> None:
             times.append(time.perf_counter())
             if len(times) > skip + WARM_UP + self.steps:
                 raise Enough
@@ -108,7 +111,7 @@ class Bench:
             main.pause_if_asked = ours
         return self.rate(times[skip:])
 
-    def train_once(self, **options: str | int | float) -> None:
+    def train_once(self, **options: Any) -> None:
         main.train(
             train_data_root=self.root,
             checkpoint_root=self.folder.name,
@@ -155,8 +158,7 @@ class Bench:
     def bare_step(self) -> float:
         """The same step on one batch that lies in memory, and nothing else."""
         self.model.train()
-        options = SimpleNamespace(optimizer="muon", lr=1e-4, weight_decay=0.05)
-        optimizer = recipe.build_optimizer(options, self.model)
+        optimizer = recipe.build_optimizer(DefaultConfig(lr=1e-4), self.model)
         criterion = recipe.ClassificationLoss()
 
         def step() -> Tensor:
@@ -196,8 +198,8 @@ class Bench:
             decode_any(self.train_data.path(index), self.train_data.side)
         return len(indices) / (time.perf_counter() - started)
 
-    def through(self, loader: str, use: Callable) -> float:
-        loader = self.loaders[loader]
+    def through(self, name: str, use: Callable) -> float:
+        loader = self.loaders[name]
         use(loader.epoch(0))  # the processes run, and a cache is full
         batches = loader.epoch(1)
         next(batches)
@@ -241,7 +243,7 @@ def run_benchmarks() -> None:
         bench.port = port
         book = partial(bench.other, "tests.benchmarks.book")
         viewers = partial(bench.train, visdom_port=port, print_freq=1)
-        rows = [
+        rows: list[tuple[str, Callable, Callable]] = [
             ("first epoch / bare step", bench.train, bench.bare_step),
             ("second epoch / bare step", bench.train_from_memory, bench.bare_step),
             ("second epoch / the book's loop", bench.train_from_memory, book),
@@ -258,7 +260,8 @@ def run_benchmarks() -> None:
             ("viewers at every step / none", viewers, bench.train),
             (
                 "12 epochs, all shown / nothing",
-                *(partial(bench.whole_runs, x) for x in (False, True)),
+                partial(bench.whole_runs, False),
+                partial(bench.whole_runs, True),
             ),
             ("checks at every step / off", partial(bench.train, checks="always"), bench.train),
             ("a save at every step / none", partial(bench.train, save_minutes=1e-9), bench.train),

@@ -8,6 +8,7 @@ import itertools
 import sys
 import time
 from pathlib import Path
+from typing import Literal
 
 import torch
 from PIL import Image
@@ -17,17 +18,19 @@ from torchnet import meter
 from torchvision import models
 from torchvision import transforms as T
 
-from data import DogCat
+from config import DefaultConfig
+from data import open_split
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-class BookDogCat(Dataset):
-    """Pictures named cat.0.jpg, dog.0.jpg …; each is resized, cropped, flipped and normalised."""
+class BookPictures(Dataset):
+    """The files of our data set; each picture is resized, cropped, flipped and normalised."""
 
-    def __init__(self, root: Path, size: int, mode: str = "train") -> None:
-        split = DogCat(root, mode=mode)
+    def __init__(self, root: Path, size: int, mode: Literal["train", "val"] = "train") -> None:
+        split = open_split(DefaultConfig(train_data_root=root), mode)
         self.paths = [split.path(index) for index in range(len(split))]
+        self.labels = split.labels
         augment = [
             T.Resize(round(size * 256 / 224)),
             T.RandomResizedCrop(size),
@@ -45,9 +48,8 @@ class BookDogCat(Dataset):
         return len(self.paths)
 
     def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
-        path = self.paths[index]
-        image = Image.open(path).convert("RGB")
-        return self.transforms(image), int(path.name.startswith("dog"))
+        image = Image.open(self.paths[index]).convert("RGB")
+        return self.transforms(image), int(self.labels[index])
 
 
 def make(name: str) -> nn.Module:
@@ -59,7 +61,7 @@ def make(name: str) -> nn.Module:
 
 def train(name: str, root: Path, size: int, batch: int, steps: int, lr: float = 1e-3) -> nn.Module:
     """Train for some steps; print the time after each."""
-    loader = DataLoader(BookDogCat(root, size), batch, shuffle=True, num_workers=2)
+    loader = DataLoader(BookPictures(root, size), batch, shuffle=True, num_workers=2)
     model, criterion = make(name).to(DEVICE).train(), nn.CrossEntropyLoss()
     optimizer = torch.optim.Adam(model.parameters(), lr=lr, weight_decay=1e-4)
     loss_meter, confusion = meter.AverageValueMeter(), meter.ConfusionMeter(2)
@@ -82,7 +84,7 @@ def accuracy(model: nn.Module, root: Path, size: int, batch: int) -> float:
     """Share of the val pictures that the model gets right."""
     model.eval()
     confusion = meter.ConfusionMeter(2)
-    for data, label in DataLoader(BookDogCat(root, size, "val"), batch, num_workers=2):
+    for data, label in DataLoader(BookPictures(root, size, "val"), batch, num_workers=2):
         confusion.add(model(data.to(DEVICE)), label)
     return confusion.value().trace() / confusion.value().sum()
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from tests.benchmarks.book import BookDogCat, make
+from tests.benchmarks.book import BookPictures, make
 
 
 def lightning(name: str, root: Path, size: int, batch: int, steps: int) -> None:
@@ -34,7 +34,7 @@ def lightning(name: str, root: Path, size: int, batch: int, steps: int) -> None:
             return torch.optim.Adam(self.parameters(), lr=1e-3, weight_decay=1e-4)
 
     loader = DataLoader(
-        BookDogCat(root, size), batch, shuffle=True, num_workers=2, persistent_workers=True
+        BookPictures(root, size), batch, shuffle=True, num_workers=2, persistent_workers=True
     )
     quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
     trainer = Trainer(max_steps=steps, enable_model_summary=False, **quiet)
@@ -50,10 +50,11 @@ def fastai(name: str, root: Path, size: int, batch: int, steps: int) -> None:
             if self.iter + 1 == steps:
                 raise vision.CancelFitException
 
-    dls = vision.ImageDataLoaders.from_name_re(
+    splits = [BookPictures(root, size, mode) for mode in ("train", "val")]
+    dls = vision.ImageDataLoaders.from_lists(
         root,
-        vision.get_image_files(root),
-        pat=r"^(cat|dog)",
+        [path for split in splits for path in split.paths],
+        [int(label) for split in splits for label in split.labels],
         item_tfms=vision.RandomResizedCrop(size),
         batch_tfms=[vision.Flip(), vision.Normalize.from_stats(*vision.imagenet_stats)],
         bs=batch,

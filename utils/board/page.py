@@ -9,12 +9,12 @@ import sys
 import tarfile
 from collections.abc import Iterator
 from http.client import HTTPException
-from importlib import metadata, util
+from importlib import metadata
 from pathlib import Path
 from typing import NamedTuple
 from urllib.request import Request, urlopen
 
-from utils.files import digest_of, replace_file
+from utils.files import digest_of, write_bytes
 
 REGISTRY = "https://unpkg.com"  # serves the files of npm packages
 SECONDS_TO_ANSWER = 10.0
@@ -39,7 +39,7 @@ class Asset(NamedTuple):
 def needed_assets(version: str) -> list[Asset]:
     """List what the page of this visdom version loads besides visdom's own files."""
     line = "0.2" if version.startswith("0.2.") else "0.3"
-    table = Path(__file__).with_name("page.txt").read_text()
+    table = Path(__file__).with_name("page.txt").read_text(encoding="utf-8")
     rows = [row.split() for row in table.splitlines() if not row.startswith("#")]
     return [Asset(*rest) for needed_by, *rest in rows if needed_by in ("all", line)]
 
@@ -55,8 +55,8 @@ def prepare_page(cache_root: Path, given: str | None) -> Path:
     missing = [a for file, a in assets.items() if not file.exists() or digest_of(file) != a.digest]
     contents = find_assets(missing, Path(given)) if given else download_assets(missing)
     for asset in missing:  # only now, when all of them are right
-        replace_file(page / asset.place, lambda file, asset=asset: file.write(contents[asset]))
-    own = Path(util.find_spec("visdom").origin).with_name("static")
+        write_bytes(page / asset.place, contents[asset])
+    own = Path(str(metadata.distribution("visdom").locate_file("visdom/static")))
     for path in own.rglob("*"):
         copy = page / path.relative_to(own)
         # `python -m visdom.server` leaves assets among visdom's own files, of unknown digest.
@@ -84,8 +84,9 @@ def read(folder: Path, names: set[str]) -> Iterator[bytes]:
         elif path.suffix == ".tgz":
             with tarfile.open(path) as package:
                 for member in package:
-                    if Path(member.name).name in names and member.isfile():
-                        yield package.extractfile(member).read()
+                    file = package.extractfile(member) if member.isfile() else None
+                    if file and Path(member.name).name in names:
+                        yield file.read()
 
 
 def download_assets(assets: list[Asset]) -> dict[Asset, bytes]:

@@ -65,7 +65,7 @@ def start_server(
 def make_app(port: int, folder: Path, page: Path, login: tuple[str, str] | None) -> Any:
     """Return visdom's application with a guard at its door."""
     # visdom 0.3 loads it, in seconds, for a plot that only its client draws.
-    sys.modules.setdefault("openTSNE", None)
+    sys.modules.setdefault("openTSNE", None)  # type: ignore[arg-type]
     from visdom.server import app as visdom_app
     from visdom.server.handlers.base_handlers import BaseWebSocketHandler
     from visdom.utils.server_utils import hash_password
@@ -85,7 +85,7 @@ def make_app(port: int, folder: Path, page: Path, login: tuple[str, str] | None)
                 return super().find_handler(request, **options)
             return self.get_handler_delegate(request, ErrorHandler, {"status_code": 403})
 
-    BaseWebSocketHandler.write_message = write_to_page
+    BaseWebSocketHandler.write_message = write_to_page  # type: ignore[method-assign,assignment]
     # autoreload would start the server anew whenever a file of the project is changed
     visdom_app.tornado_settings |= {"static_path": str(page.resolve()), "autoreload": False}
     # Eagerly: visdom 0.2 writes "null" over environments that it has not loaded.
@@ -144,4 +144,4 @@ def read_secret(file: Path) -> str:
             write_text(file, secrets.token_hex(32))
         finally:
             os.umask(old_mask)
-    return file.read_text()
+    return file.read_text(encoding="utf-8")

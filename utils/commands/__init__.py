@@ -21,7 +21,9 @@ def get(name: str, *parts: Any) -> Callable[..., Any]:
         module = import_module(f"utils.commands.{name}")
         if words:
             options[module.Options.takes_words] = words
-        return module.run(module.Options(**options), *parts)
+        opt = module.Options(**options)
+        opt.validate()
+        return module.run(opt, *parts)
 
     call.__name__ = name
     return call

@@ -22,8 +22,6 @@ from utils.options import InputPath, UsageError
 class Options(DefaultConfig):
     """The options of `board` besides those in config.py; --visdom-port is there."""
 
-    required_path = None
-
     host: str = "127.0.0.1"  # address to listen on; 0.0.0.0: other machines, too, with a login
     assets: InputPath | None = None  # folder with the page's files or npm packages, if no network
     replay: InputPath | None = None  # folder of a run to show, from the files that it has written
@@ -83,7 +81,7 @@ def user_name() -> str:
     """Return the name of this user; make one up where the system knows none, as visdom asks it."""
     try:
         return getpass.getuser()
-    except (KeyError, OSError):  # a container that runs under a bare number
+    except (KeyError, OSError, ImportError):  # a container that runs under a bare number
         return os.environ.setdefault("LOGNAME", "user")
 
 

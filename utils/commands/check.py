@@ -15,8 +15,8 @@ class Options(DefaultConfig):
 
 
 # A rehearsal of `train`: two short epochs, without what only a long run needs.
-REHEARSAL = {"max_epoch": 2, "batch_size": 8, "accumulate": 1, "num_workers": 0, "resume": False}
-REHEARSAL |= {"cache": "none", "visdom_port": 1, "debug_file": None}
+REHEARSAL: dict = {"max_epoch": 2, "batch_size": 8, "accumulate": 1, "num_workers": 0}
+REHEARSAL |= {"resume": False, "cache": "none", "visdom_port": 1, "debug_file": None}
 
 
 def run(opt: Options, train: Callable) -> list:
@@ -47,7 +47,7 @@ def run(opt: Options, train: Callable) -> list:
 
     def rehearse() -> None:
         few = data_checks.few_samples_of(find_class(data, opt.dataset))
-        with tempfile.TemporaryDirectory() as folder:
+        with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
             train(**{**given, **REHEARSAL, "dataset": few, "checkpoint_root": folder})
 
     with diagnostics.Findings(opt.json) as findings:
@@ -58,7 +58,7 @@ def run(opt: Options, train: Callable) -> list:
         ]
         if splits[0].dataset.multi_label:
             raise UsageError("check knows data with one label for each picture only")
-        findings.add(data_checks.CHECKS, data_checks.DataCase(*splits, open_test))
+        findings.add(data_checks.CHECKS, data_checks.DataCase(splits[0], splits[1], open_test))
 
         # step 2: the model, on the CPU
         images, labels = splits[0].batch

@@ -32,7 +32,7 @@ class RunError(ValueError):
 
 def run(opt: Options) -> Path:
     """Write the page, and print the table of results; return the file."""
-    from utils import chart, files, metrics, report
+    from utils import chart, files, metrics, notebook, report
     from utils.options import UsageError
 
     if len(opt.runs) < 2:
@@ -42,8 +42,8 @@ def run(opt: Options) -> Path:
     runs = {f"run {number}": read_run(Path(path)) for number, path in enumerate(opt.runs, 1)}
     results = [["", *runs], ["folder", *(run.folder.name for run in runs.values())]]
     for name in dict.fromkeys(key for run in runs.values() for key in run.best):
-        values = (run.best.get(name) for run in runs.values())
-        words = ("" if value is None else f"{value:.4g}" for value in values)
+        numbers = (run.best.get(name) for run in runs.values())
+        words = ("" if number is None else f"{number:.4g}" for number in numbers)
         results.append([name.replace("_", " "), *words])
     differences = [["", *runs]]
     for part in ("options", "environment"):
@@ -65,6 +65,7 @@ def run(opt: Options) -> Path:
     files.write_text(opt.page, page)
     print("\n".join(metrics.aligned(results, left=(0,))))
     print(f"the curves, and what differs, are in {opt.page}")
+    notebook.show_page(Path(opt.page))
     return Path(opt.page)
 
 

@@ -28,16 +28,13 @@ Source = Annotated[str, SourceLimits(f"{', '.join(NAMES)}, a folder, an archive 
 class Options(DefaultConfig):
     """The options of `prepare` besides those in config.py."""
 
-    required_path = None
-
-    source: Source = "demo"  # demo: draws cats and dogs; oxford-pets: 7,390 photos, no account
+    source: Source = "demo"  # demo: draws pictures; oxford-pets: 7,390 photos, no account
     prepare_root: str | None = None  # folder to lay the set out in; None: data/<source>
     count: PositiveInt = 2000  # training pictures to draw (demo); a tenth more for test
-    breeds: bool = False  # oxford-pets: the 37 breeds are the classes, not cat and dog
+    breeds: bool = False  # oxford-pets: the classes are the 37 breeds, not the 2 species
 
 
 OPTIONS_USED = ("source", "count", "breeds", "seed", "dataset", "layout", "val_share")
-KINDS = ("cat", "dog")  # of the drawn pictures; the index is the label
 TEST_SEEDS = 10**6  # training pictures use the seeds below, test pictures those from here on
 
 
@@ -91,7 +88,7 @@ def run(opt: Options) -> Path:
         target.rmdir()  # it is empty, and Windows cannot rename to a name that exists
     work.rename(target)
     train = root if (root / "val").exists() else root / "train"
-    option = shlex.quote(f"--train-data-root={train}")
+    option = shlex.quote(f"--train-data-root={train.as_posix()}")  # Windows takes / as well
     print(f"{root} is ready; next: python main.py train {option}")
     return root
 
@@ -108,6 +105,8 @@ def was_asked(work: Path, asked: dict) -> bool:
 
 def draw_all(work: Path, count: int, seed: int, after_each: Callable[[], object]) -> None:
     """Draw the demo's pictures, in Kaggle's layout, and write test1_labels.csv."""
+    from utils.drawing import KINDS
+    from utils.files import write_text
     from utils.preparation.look import run_all
 
     first = 2 * TEST_SEEDS * seed
@@ -122,7 +121,7 @@ def draw_all(work: Path, count: int, seed: int, after_each: Callable[[], object]
         jobs.append((work / "test1" / f"{n}.jpg", KINDS[label], first + TEST_SEEDS + n))
     for folder in ("train", "test1"):
         (work / folder).mkdir(exist_ok=True)
-    (work / "test1_labels.csv").write_text("".join(rows))
+    write_text(work / "test1_labels.csv", "".join(rows))
     for _ in run_all(draw_one, jobs, "drawing", after_each):
         pass
 
@@ -141,6 +140,7 @@ def draw_one(job: tuple[Path, str, int]) -> None:
 def sort_out(work: Path, opt: Options, after_each: Callable[[], object]) -> None:
     """Lay out the pictures of a source: train/, test1/, rejected/ with reasons.csv, split.csv."""
     import data
+    from data.listing import relative
     from data.read_image import printable
     from utils import files
     from utils.options import find_class
@@ -156,7 +156,7 @@ def sort_out(work: Path, opt: Options, after_each: Callable[[], object]) -> None
     if not found:
         raise sources.SourceError(f"{opt.source} has no picture")
     rejected = work / "rejected"
-    reasons = {os.path.relpath(path, folder): reason for path, reason in left_out.items()}
+    reasons = {relative(path, folder): reason for path, reason in left_out.items()}
     link = folder.is_relative_to(work)  # was unpacked here, and is deleted at the end
     for path in reasons:
         take(folder / path, rejected / path, link)
@@ -178,9 +178,9 @@ def sort_out(work: Path, opt: Options, after_each: Callable[[], object]) -> None
         if not picture.label:
             reason += "; it stays, since an answer is expected for each picture of test1"
         else:
-            path = rejected / picture.path
-            path.parent.mkdir(parents=True, exist_ok=True)
-            (work / picture.path).replace(path)
+            place = rejected / picture.path
+            place.parent.mkdir(parents=True, exist_ok=True)
+            (work / picture.path).replace(place)
         reasons[picture.path] = reason
     inspection = inspection.without(bad)
     if not any(picture.label for picture in inspection.pictures):

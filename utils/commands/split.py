@@ -21,6 +21,7 @@ def run(opt: Options) -> Path:
     import data
     from data.read_image import printable
     from data.split import find_split_file
+    from utils import notebook
     from utils.options import UsageError, find_class
     from utils.preparation.inspection import TwoLabelsError, inspect_pictures
     from utils.signals import StopRequest
@@ -46,6 +47,7 @@ def run(opt: Options) -> Path:
     for path, reason in left_out.items():
         print(f"no row: {printable(path)} ({reason})")
     inspection.write_page(opt.val_share)
+    notebook.show_page(folder / "split.html")
     if contradictions := sorted({*inspection.contradictions().values()}):
         print(*contradictions, sep="\n")
         more = f", and {len(contradictions) - 1} more pairs" if contradictions[1:] else ""

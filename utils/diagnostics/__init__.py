@@ -21,6 +21,8 @@ Check = Callable[[Any], str]
 class Verdict(Exception):
     """A check ends with another mark than ✓; the message is what it saw."""
 
+    mark: str
+
     @classmethod
     def when(cls, condition: Any, seen: str) -> None:
         """Raise the verdict if the condition holds."""
@@ -87,7 +89,7 @@ class Findings(list[Finding]):
 
 def run_check(check: Check, case: Any) -> Finding:
     """Return what a check finds. An error that the check does not expect is a finding, too."""
-    name, why, do = re.split(r"\n *(?:Why|Do): ", check.__doc__)
+    name, why, do = re.split(r"\n *(?:Why|Do): ", check.__doc__ or "")
     try:
         mark, seen = "✓", check(case)
     except Verdict as verdict:

@@ -17,9 +17,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
-from torch.utils.data import Dataset, Subset
+from torch.utils.data import Subset
 
-from data import read_image
+from data import ImageDataset, read_image
 from data.loader import SampleError
 from utils.files import digest_of
 from utils.seed import seeded
@@ -33,7 +33,7 @@ MIN_COUNT = 15  # files of a class; with fewer, any property tells the classes a
 class Split:
     """A split of a data set, and up to 200 of its samples, spread evenly."""
 
-    def __init__(self, name: str, dataset: Dataset, make_loader: Callable) -> None:
+    def __init__(self, name: str, dataset: ImageDataset, make_loader: Callable) -> None:
         """make_loader(dataset, workers) returns what training reads from."""
         self.name, self.dataset, self.make_loader = name, dataset, make_loader
         self.classes, self.labels = dataset.classes, np.asarray(dataset.labels)
@@ -56,7 +56,7 @@ class Split:
 
     def load(self, epoch: int = 0, workers: int = 0) -> tuple[Tensor, Tensor]:
         """Return the samples as training gets them: images (M, 3, H, W) and labels (M,)."""
-        part = Subset(self.dataset, self.indices)
+        part: Any = Subset(self.dataset, self.indices)
         part.mean, part.std = self.dataset.mean, self.dataset.std
         with self.make_loader(part, workers) as loader:
             try:
@@ -65,7 +65,7 @@ class Split:
                 raise Wrong(str(error)) from error
         Wrong.when(not batches, f"none of {len(part)} samples can be read")
         _, images, labels = zip(*batches, strict=True)
-        return torch.cat(images).cpu(), torch.cat(labels).cpu()
+        return torch.concat(images).cpu(), torch.concat(labels).cpu()
 
     batch = cached_property(load)  # of the first epoch
 
@@ -107,7 +107,7 @@ class DataCase:
 
     train: Split
     val: Split
-    open_test: Callable[[], Dataset | None]  # None: there is no test folder
+    open_test: Callable[[], ImageDataset | None]  # None: there is no test folder
 
     def __post_init__(self) -> None:
         self.splits = self.train, self.val
@@ -123,7 +123,7 @@ def thumbnail(picture: Tensor) -> np.ndarray:
     return F.adaptive_avg_pool2d(picture.float(), 16).permute(1, 2, 0).numpy()
 
 
-def few_samples_of(dataset_class: type[Dataset], size: int = 24) -> type[Dataset]:
+def few_samples_of(dataset_class: Callable[..., ImageDataset], size: int = 24) -> type[Subset]:
     """Return a class of data sets that has only `size` samples of each split, of all classes."""
 
     class FewSamples(Subset):
@@ -282,9 +282,9 @@ def splits_share_no_picture(case: DataCase) -> str:
         copies = sorted(path.name for path in shared & val)
         pairs = [f"{one} ~ {other}" for one, other in look_alikes(case) if other not in copies]
     else:
-        train, val = ({x.numpy().tobytes() for _, x, _ in split.samples} for split in case.splits)
-        copies = ["a sample"] * len(train & val)
-        reason = f"without a method `path` only {len(val)} samples can be compared"
+        images = [{x.numpy().tobytes() for _, x, _ in split.samples} for split in case.splits]
+        copies = ["a sample"] * len(images[0] & images[1])
+        reason = f"without a method `path` only {len(images[1])} samples can be compared"
         NotChecked.when(not copies, reason)
     seen = f"{len(copies):,} of val's {total:,}" + (f": {some(copies)}" if copies else "")
     Wrong.when(len(copies) > 0.01 * total + 1, seen)
@@ -297,7 +297,7 @@ def no_file_is_a_copy(case: DataCase) -> str:
     """No file is a copy of another
     Why: copies count double, and copies with different labels contradict each other.
     Do: delete all but one."""
-    labels = {}
+    labels: dict[Path, int] = {}
     for split in case.splits:
         labels |= dict(zip(split.paths, split.labels.tolist(), strict=False))
     contradictory = [group for group in case.copies if len({labels[p] for p in group}) > 1]
@@ -398,14 +398,14 @@ def no_shortcut(case: DataCase) -> str:
         known = files if name == "brightness" else [*case.train.headers.values()]
         _, ranks = np.unique([facts[name] for facts in known], return_inverse=True)
         scores[name] = best_threshold(ranks, np.array([facts["label"] for facts in known]))
-    best = max(scores, key=scores.get)
+    best = max(scores, key=scores.__getitem__)
     seen = f"{best} alone has a balanced accuracy of {scores[best]:.0%}"
     may_be_the_subject = best in ("bytes", "brightness")
     Wrong.when(scores[best] >= 0.9 and not may_be_the_subject, seen)
     Doubt.when(scores[best] >= 0.8, seen)
     grey = np.stack([facts["grey"] for facts in files])  # (M, 16, 16)
     spots = {place: best_threshold(grey[:, *place], labels) for place in np.ndindex(16, 16)}
-    y, x = max(spots, key=spots.get)  # of a mark, or a date, in the pictures of one class
+    y, x = max(spots, key=spots.__getitem__)  # of a mark, or a date, in the pictures of one class
     where = f"{y / 16:.0%} from the top and {x / 16:.0%} from the left"
     spot = f"one spot, {where}, has a balanced accuracy of {spots[y, x]:.0%}"
     Doubt.when(spots[y, x] >= 0.9, spot)
@@ -431,8 +431,10 @@ def test_folder_is_complete(case: DataCase) -> str:
     Why: an answer for each picture is expected, and a missing one counts as wrong.
     Do: unpack the archive of test pictures again."""
     test = case.open_test()
-    NotChecked.when(test is None, "there is no test folder")
-    NotChecked.when(getattr(test, "ids", None) is None, "the data set has no `ids`")
+    if test is None:
+        raise NotChecked("there is no test folder")
+    if test.ids is None:
+        raise NotChecked("the data set has no `ids`")
     try:
         ids = sorted(int(number) for number in test.ids)
     except ValueError:

@@ -37,7 +37,7 @@ def update(case: ModelCase, old_gradient: bool = False, accumulate: int = 1) -> 
     optimizer = torch.optim.SGD(trainable, lr=0.1)
     case.step(model, optimizer, case.rows(8), clip_norm=None, accumulate=accumulate)
     changes = [(p.detach() - old).flatten() for p, old in zip(trainable, before, strict=True)]
-    return torch.cat(changes).float()
+    return torch.concat(changes).float()
 
 
 def nearly_equal(one: Tensor, other: Tensor) -> bool:
@@ -171,7 +171,8 @@ def overfit(case: ModelCase, lr: float) -> tuple[bool, list[float]]:
     uniform, *others = (case.criterion(scale * truth, labels).mean().item() for scale in scales)
     goal = min(others) + 0.1 * (uniform - min(others))
     optimizer = case.optimizer(model, lr)
-    losses, learned, falls = [], False, True
+    losses: list[float] = []
+    learned, falls = False, True
     while not learned and (len(losses) < BATCH_STEPS or falls) and len(losses) < 5 * BATCH_STEPS:
         recipe.set_lr(optimizer, lr * min(1, (len(losses) + 1) / 10))
         seed_everything(0, "check", len(losses))
@@ -192,12 +193,12 @@ def overfits_a_hundred_pictures(case: ModelCase) -> str:
     while best < 1 and step < HUNDRED_STEPS:
         rows = rows[torch.randperm(len(rows)).to(rows.device)]
         parts = rows.tensor_split(math.ceil(len(rows) / 25))  # none of a single picture
-        answers = []
+        logits = []
         for part in parts:
             step += 1
             recipe.set_lr(optimizer, lr * min(1, step / 20))
-            answers.append(case.step(model, optimizer, part)[0].argmax(dim=1))
-        answers = torch.cat(answers)
+            logits.append(case.step(model, optimizer, part)[0])
+        answers = torch.concat(logits).argmax(dim=1)
         best = max(best, (answers == case.labels[rows]).float().mean().item())
     seen = f"{best:.0%} of {len(rows)} right after {step} steps"
     constant = best < 1 and len(answers.unique()) == 1
@@ -206,7 +207,7 @@ def overfits_a_hundred_pictures(case: ModelCase) -> str:
     Wrong.when(best < 0.4 + chance / 2, seen)
     Doubt.when(best < 0.97, seen)
     with torch.no_grad(), case.amp.autocast:
-        training = torch.cat([model(case.images[part]).argmax(dim=1) for part in parts])
+        training = torch.concat([model(case.images[part]).argmax(dim=1) for part in parts])
         case.settle(model, parts)
     batches = [(0, case.images[part], case.labels[part]) for part in parts]
     measured = engine.evaluate(model, batches, case.amp)[0].argmax(dim=1)
@@ -230,7 +231,8 @@ def train_command_is_in_order(case: ModelCase) -> str:
     """The command train does its steps in order
     Why: a forgotten train(), eval(), no_grad or step raises no error, and the model learns badly.
     Do: compare the loop of `train` in main.py with its original steps 5 and 6."""
-    NotChecked.when(not case.rehearse, "there is no command to rehearse")
+    if case.rehearse is None:
+        raise NotChecked("there is no command to rehearse")
     model_class = type(case.model())
     inner: set[nn.Module] = set()  # parts of the model, which may be of its own class
     passes: list[Pass] = []
@@ -289,7 +291,7 @@ def train_command_is_in_order(case: ModelCase) -> str:
 def shuffled(orders: list[Tensor]) -> bool:
     """Return whether the labels of two epochs, step by step, come mixed and in a new order."""
     first, second = orders[: len(orders) // 2], orders[len(orders) // 2 :]
-    if len(first) < 2 or len(torch.cat(orders).unique()) < 2:
+    if len(first) < 2 or len(torch.concat(orders).unique()) < 2:
         return True  # too few to tell
     mixed = any(len(labels.unique()) > 1 for labels in orders)
     return mixed and not all(map(torch.equal, first, second))

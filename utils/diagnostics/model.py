@@ -56,8 +56,9 @@ class ModelCase:
 
     def optimizer(self, model: nn.Module, lr: float) -> Optimizer:
         """Return the project's optimizer with this learning rate and no weight decay."""
-        changed = {**vars(self.options), "lr": lr, "weight_decay": 0.0}
-        return recipe.build_optimizer(SimpleNamespace(**changed), model)
+        options: Any = SimpleNamespace(**vars(self.options))
+        options.lr, options.weight_decay = lr, 0.0
+        return recipe.build_optimizer(options, model)
 
     def rows(self, size: int) -> Tensor:
         return one_class_after_another(self.labels, size)
@@ -66,8 +67,8 @@ class ModelCase:
     def step(self, model: nn.Module, optimizer: Optimizer, rows: Tensor, **more: Any) -> tuple:
         """Make a step on some of the pictures; return the logits (N, K) and losses (N,)."""
         parts = {"criterion": self.criterion, "optimizer": optimizer, "amp": self.amp}
-        parts |= {"clip_norm": self.options.clip_norm, "guard": False, **more}
-        return engine.train_step(model, self.images[rows], self.labels[rows], **parts)[:2]
+        more = {**parts, "clip_norm": self.options.clip_norm, "guard": False, **more}
+        return engine.train_step(model, self.images[rows], self.labels[rows], **more)[:2]
 
     @torch.no_grad()
     def settle(self, model: nn.Module, batches: Iterable[Tensor] = ()) -> nn.Module:
@@ -134,7 +135,8 @@ def all_is_registered(case: ModelCase) -> str:
     Do: use nn.ModuleList, nn.ModuleDict, nn.Parameter, and register_buffer for constants."""
     model = case.model(training=True)
     known = {id(part) for part in [*model.modules(), *model.parameters(), *model.buffers()]}
-    lost, constants = {}, {}  # used as ordered sets
+    lost: dict[str, Any] = {}  # used as ordered sets, both
+    constants: dict[str, Any] = {}
     for path, module in model.named_modules():
         for name, value in vars(module).items():
             parts = value.values() if isinstance(value, dict) else value
@@ -182,9 +184,9 @@ def gradient_reaches_every_weight(case: ModelCase) -> str:
     Wrong.when(missing, f"none at {some(missing)}{reasons}")
     bad = not_finite((name, p.grad) for name, p in trainable.items())
     Wrong.when(bad, f"it is not finite at {some(bad)}")
-    if not all(p.grad.any() for p in trainable.values()):
+    if not all(p.grad is not None and p.grad.any() for p in trainable.values()):
         case.trained(model)
-    zero = [name for name, p in trainable.items() if not p.grad.any()]
+    zero = [name for name, p in trainable.items() if p.grad is None or not p.grad.any()]
     Wrong.when(zero, f"it is exactly 0 at {some(zero)}")
     containers = (nn.Identity, nn.Sequential, nn.ModuleList, nn.ModuleDict)
     idle = {n: m for n, m in model.named_modules() if n not in called and not any(m.children())}
@@ -202,7 +204,7 @@ class CutFinder(TorchFunctionMode):
         self.found: dict[str, None] = {}  # used as an ordered set
 
     def __torch_function__(
-        self, operation: Callable, types: Any, args: tuple = (), kwargs: dict | None = None
+        self, operation: Any, types: Any, args: tuple = (), kwargs: dict | None = None
     ) -> Any:
         result = operation(*args, **(kwargs or {}))
         needed = any(isinstance(arg, Tensor) and arg.requires_grad for arg in args)
@@ -269,7 +271,7 @@ def outputs_are_logits(case: ModelCase) -> str:
         hook = started[-1].register_forward_hook(scale)
         outputs.append(model(case.batch).double())
         hook.remove()
-    both, seen = torch.cat(outputs), f"{logits.min():.3g} … {logits.max():.3g}"
+    both, seen = torch.concat(outputs), f"{logits.min():.3g} … {logits.max():.3g}"
     low, high = both.min().item(), both.max().item()
     is_probability = low >= 0 and (both.sum(dim=1) - 1).abs().max() < 1e-4
     Wrong.when(is_probability, "each row is a probability: there is a softmax at the end")
@@ -290,7 +292,7 @@ def pictures_are_independent(case: ModelCase) -> str:
     Do: look for a mean, softmax or reshape over dimension 0; keep the batch first in every view."""
     model = case.trained()
     together = model(case.batch).double()
-    alone = torch.cat([model(image[None]) for image in case.batch]).double()
+    alone = torch.concat([model(image[None]) for image in case.batch]).double()
     backwards = model(case.batch.flip(0)).double().flip(0)
     scale = (together - together.mean(dim=0)).abs().max() + 1e-3 * together.abs().max() + 1e-12
     for other in (alone, backwards):
@@ -307,7 +309,8 @@ def the_whole_picture_counts(case: ModelCase) -> str:
     logits = case.trained()(images)
     Wrong.when(not logits.requires_grad, "it depends neither on the picture nor on any weight")
     logits.double().square().sum().backward()
-    Doubt.when(images.grad is None, "no gradient: is there a no_grad around a frozen part?")
+    if images.grad is None:
+        raise Doubt("no gradient: is there a no_grad around a frozen part?")
     influence = images.grad.abs()
     unseen = (influence.flatten(1).amax(dim=1) == 0).sum().item()
     Wrong.when(unseen, f"for {unseen} of {len(images)} pictures it does not depend on the picture")
@@ -387,7 +390,8 @@ def activations_keep_their_size(case: ModelCase) -> str:
     """Activations neither vanish nor explode
     Why: they shrink or grow exponentially with depth, and so does the gradient.
     Do: initialise by fan-in (kaiming_normal_), or put normalisation between the layers."""
-    model, sizes = case.model(training=True), {}
+    model = case.model(training=True)
+    sizes: dict[str, float] = {}
     names = {module: name for name, module in model.named_modules()}
 
     def note_size(layer: nn.Module, _inputs: Any, output: Any) -> None:
@@ -403,7 +407,7 @@ def activations_keep_their_size(case: ModelCase) -> str:
     bad = [name for name, size in sizes.items() if not math.isfinite(size)]
     Wrong.when(bad, f"the output is not finite at {some(bad, 1)}")
     inner = dict([*sizes.items()][:-1]) or sizes  # the last layer often starts small
-    least, most = min(inner, key=inner.get), max(inner, key=inner.get)
+    least, most = min(inner, key=inner.__getitem__), max(inner, key=inner.__getitem__)
     seen = f"root mean square {inner[least]:.2g} at {least} … {inner[most]:.2g} at {most}"
     Wrong.when(inner[most] > 1e4 or inner[least] < 1e-4, seen)
     Doubt.when(inner[most] > 1e3 or inner[least] < 1e-3, seen)
@@ -420,7 +424,7 @@ def few_units_are_dead(case: ModelCase) -> str:
         if grad is not None and len(grad) > 3:
             dead[name] = grad.flatten(1).eq(0).all(dim=1).float().mean().item()
     NotChecked.when(not dead, "there is no trainable nn.Linear or nn.Conv2d")
-    worst = max(dead, key=dead.get)
+    worst = max(dead, key=dead.__getitem__)
     seen = f"at most {dead[worst]:.0%}" + (f", at {worst}" if dead[worst] else "")
     Wrong.when(dead[worst] > 0.9, seen)
     Doubt.when(dead[worst] > 0.6, seen)

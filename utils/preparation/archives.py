@@ -10,8 +10,9 @@ import zipfile
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from io import BufferedIOBase
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import Any, NamedTuple
 from unicodedata import normalize
 
 ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz")
@@ -21,6 +22,8 @@ GROWTH_FREE = 10 << 20  # bytes that may grow without limit
 SMALLEST_PICTURE = 26  # bytes, of a GIF
 MOST_OTHERS = 10_000  # so many more folders and smaller entries than pictures are refused
 MOST_AT_ONCE = 1 << 16  # bytes; an entry's header is never longer
+# What Windows takes for something else than a name: a device, a stream of a file, a shorter name.
+NOT_ON_WINDOWS = re.compile(r"(?i)(con|prn|aux|nul|com\d|lpt\d)(\..*)?|.*[<>:\"|?*].*|.*[. ]")
 DAMAGED = (  # what the libraries raise for an archive that is damaged, or was made to hurt
     *(EOFError, ValueError, IndexError, RuntimeError, RecursionError, NotImplementedError),
     *(zlib.error, zipfile.BadZipFile, tarfile.TarError, gzip.BadGzipFile),
@@ -35,7 +38,7 @@ class Entry(NamedTuple):
     name: str
     size: int  # bytes when unpacked
     kind: str  # file, folder, or what else it is
-    open: Callable[[], BinaryIO]
+    open: Callable[[], Any]  # returns a file of bytes
 
 
 def is_archive(path: Path) -> bool:
@@ -111,6 +114,8 @@ def what_is_wrong(entry: Entry, allowed: tuple[str, ...]) -> str:
         return "its path leads out of the folder"
     if {"", "."} & {*parts} or "\\" in entry.name or not entry.name.isprintable():
         return "its path is not a plain one"
+    if os.name == "nt" and any(map(NOT_ON_WINDOWS.fullmatch, parts)):
+        return "Windows has no file of this name"
     if any(len(os.fsencode(part)) > 255 for part in parts) or len(entry.name) > 1000:
         return "its name is too long"
     if entry.kind == "file" and parts[-1].lower().endswith(NESTED) and entry.name not in allowed:
@@ -144,7 +149,7 @@ def entries_of(archive: Path) -> Iterator[Callable[[], Iterator[Entry]]]:
         else:
             plain = archive.name.lower().endswith(".tar")
             with open(archive, "rb") if plain else gzip.open(archive) as stream:
-                limited = Limited(stream, archive)
+                limited: Any = Limited(stream, archive)  # has all that tarfile calls
                 with tarfile.open(fileobj=limited, mode="r:") as file:
                     yield lambda: tar_entries(file, limited)
     except ArchiveError:
@@ -200,7 +205,7 @@ def plain(name: str) -> str:
 class Limited:
     """The unpacked bytes of a .tar.gz: reading ends with ArchiveError where it is a bomb."""
 
-    def __init__(self, stream: BinaryIO, archive: Path) -> None:
+    def __init__(self, stream: BufferedIOBase, archive: Path) -> None:
         self.stream, self.archive = stream, archive
         self.most = MOST_GROWTH * archive.stat().st_size + GROWTH_FREE
 

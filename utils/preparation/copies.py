@@ -50,7 +50,7 @@ def find_copies(
             scores = torch.maximum(score(first, second), score(second, first))
             kept.append(part[scores > threshold])
             after_each()
-        pairs = torch.cat(kept)
+        pairs = torch.concat(kept)
     return [(int(a), int(b), is_turned(images[a], images[b])) for a, b in pairs]
 
 
@@ -66,8 +66,8 @@ def candidates(images: Tensor, after_each: Callable[[], object]) -> tuple[Tensor
     The number is the similarity of light and dark that pictures usually have to the tenth nearest.
     """
     pairs, usual = [], []
-    colors = torch.cat([color_histogram(part.float()) for part in images.split(2000)])
-    shapes = torch.cat([shape(part.float()) for part in images.split(2000)])
+    colors = torch.concat([color_histogram(part.float()) for part in images.split(2000)])
+    shapes = torch.concat([shape(part.float()) for part in images.split(2000)])
     for rows in torch.arange(len(images)).split(500):
         by_color = colors[rows] @ colors.T  # (n, M)
         by_shape = torch.full_like(by_color, -1)
@@ -82,8 +82,8 @@ def candidates(images: Tensor, after_each: Callable[[], object]) -> tuple[Tensor
             pairs.append(pair[alike])
         usual.append(by_shape.gather(1, near[:, -1:]))  # `near` is by shape now
         after_each()
-    pairs = torch.cat(pairs).sort(dim=1).values.unique(dim=0)
-    return pairs, torch.cat(usual).median().item()
+    pairs = torch.concat(pairs).sort(dim=1).values.unique(dim=0)
+    return pairs, torch.concat(usual).median().item()
 
 
 def color_histogram(images: Tensor, bins: int = 5) -> Tensor:
@@ -145,10 +145,10 @@ def fine_score(whole: Tensor, turned: Tensor) -> Tensor:
     height, width, turn = np.unravel_index(best.numpy(), (len(CUTS), len(CUTS), 8))
     number = torch.arange(len(best))
     target = standardize(cut(eight_ways(turned)[number, turn], torch.zeros(len(best), 4)))
-    sides = torch.cat([CUTS[height], CUTS[width]], dim=1)  # top, bottom, left, right
+    sides = torch.concat([CUTS[height], CUTS[width]], dim=1)  # top, bottom, left, right
     scores = (standardize(cut(whole, sides)) * target).sum(dim=1)
     for step in (0.02, 0.02, 0.01, 0.01, 0.005, 0.005):
-        for move in torch.cat([torch.eye(4), -torch.eye(4)]):
+        for move in torch.concat([torch.eye(4), -torch.eye(4)]):
             moved = (sides + step * move).clamp(0, MOST_CUT)
             new = (standardize(cut(whole, moved)) * target).sum(dim=1)
             sides = torch.where((new > scores)[:, None], moved, sides)

@@ -11,6 +11,7 @@ from urllib.request import Request, urlopen
 from tqdm import tqdm
 
 from utils.files import digest_of
+from utils.notebook import bar_options
 
 TIMEOUT = 30  # seconds without a byte
 WAITS = (1, 2, 4, 8, 16)  # seconds before another attempt
@@ -65,7 +66,7 @@ def fetch(address: str, partial: Path, after_each: Callable[[], object]) -> None
     """Add to `partial` what it lacks. Raises Unfinished if the end was not reached."""
     done = partial.stat().st_size if partial.exists() else 0
     mark = partial.with_name(f"{partial.name}.version")  # of the file that the part belongs to
-    known = mark.read_text() if mark.exists() else ""
+    known = mark.read_text(encoding="utf-8") if mark.exists() else ""
     headers = {"Range": f"bytes={done}-", "If-Range": known} if done and known else {}
     headers |= {"User-Agent": "python", "Accept-Encoding": "identity"}
     try:
@@ -84,12 +85,12 @@ def fetch(address: str, partial: Path, after_each: Callable[[], object]) -> None
             raise Unfinished("the server sends another part than was asked for")
         if not goes_on:
             partial.unlink(missing_ok=True)
-            mark.write_text(version)
+            mark.write_text(version, encoding="utf-8")
         length = answer.headers["Content-Length"]
         total = int(length) + done * goes_on if length else None
-        if goes_on and place[2] != "*":
+        if goes_on and place and place[2] != "*":
             total = int(place[2])
-        options = {"unit": "B", "unit_scale": True, "disable": None}
+        options: dict = {"unit": "B", "unit_scale": True, **bar_options()}
         bar = tqdm(desc=partial.stem, total=total, initial=done * goes_on, **options)
         with bar, open(partial, "ab") as file:
             while data := answer.read(1 << 18):

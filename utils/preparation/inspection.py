@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from data.listing import Picture, list_labelled, list_unlabelled
+from data.listing import Picture, list_labelled, list_unlabelled, relative
 from data.read_image import printable
 from data.split import (
     SplitRow,
@@ -53,7 +53,7 @@ class Inspection:
 
         Turned and mirrored copies do not count: they may be left and right, or 6 and 9.
         """
-        found = {}
+        found: dict[int, str] = {}
         for *pair, turned in self.pairs:
             first, second = (self.pictures[number] for number in pair)
             if first.label and second.label and first.label != second.label and not turned:
@@ -126,7 +126,7 @@ class Inspection:
                 zip(self.pictures, splits, self.facts, strict=True)
             )
             # Pictures to classify that lie elsewhere were only compared.
-            if not f.reason and (p.label or not p.path.startswith(".."))
+            if not f.reason and (p.label or not (p.path.startswith("..") or os.path.isabs(p.path)))
         ]
         file, known = self.folder / "split.csv", {picture.path for picture in self.pictures}
         if file.exists():  # pictures that are not there now keep their rows
@@ -140,7 +140,8 @@ class Inspection:
 
     def write_page(self, val_share: float) -> None:
         """Write split.html, the pairs of copies with thumbnails; red ones first."""
-        splits, rows = self.splits(val_share), []
+        splits = self.splits(val_share)
+        rows: list[dict] = []
         for *pair, _ in self.pairs:
             facts = {(splits[n], self.pictures[n].label) for n in pair}
             rows.append({"red": len(facts) > 1, "pair": pair})
@@ -189,7 +190,7 @@ def inspect_pictures(
     if file:
         old_splits, _ = read_split_file(file, start, listing.pictures, verify=True)
     base = root.parent if root.is_file() else root
-    above = os.path.relpath(base, folder)
+    above = relative(base, folder)
     pictures = [within(folder, base, picture) for picture in listing.pictures]
     if test_root:
         tests, _ = list_unlabelled(test_root)
@@ -206,12 +207,11 @@ def inspect_pictures(
         same_bytes[facts[number].sha256].append(number)
     for numbers in same_bytes.values():
         pairs |= dict.fromkeys(pairwise(numbers), False)
-    prefix = "" if above == "." else f"{Path(above).as_posix()}/"
+    prefix = "" if above == "." else f"{above}/"
     copies = sorted((*pair, turned) for pair, turned in pairs.items())
     return Inspection(folder, prefix, pictures, old_splits, facts, copies, left_out)
 
 
 def within(folder: Path, base: Path, picture: Picture) -> Picture:
     """Return a picture whose path is within `base` with its path within `folder`."""
-    path = os.path.relpath(base / picture.path, folder)
-    return picture._replace(path=Path(path).as_posix())
+    return picture._replace(path=relative(base / picture.path, folder))

@@ -6,9 +6,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import closing
-from multiprocessing import parent_process
 from pathlib import Path
-from threading import Thread
 from typing import Any, NamedTuple
 
 COMMIT_EVERY = 500  # so many pictures may have to be looked at again after a kill
@@ -87,21 +85,23 @@ def run_all(
     """
     from tqdm import tqdm
 
+    from utils.notebook import bar_options
+
     pool = ProcessPoolExecutor(initializer=start_worker)
     try:
-        for result in tqdm(pool.map(function, jobs, chunksize=8), title, len(jobs), disable=None):
-            yield result
-            after_each()
+        results = pool.map(function, jobs, chunksize=8)
+        with tqdm(results, title, len(jobs), **bar_options()) as bar:
+            for result in bar:
+                yield result
+                after_each()
     finally:
         pool.shutdown(cancel_futures=True)  # waits for what is being done
 
 
 def start_worker() -> None:
-    """Leave signals to the main process, end when it has been killed, and use one core."""
-    from utils.signals import ignore_signals
+    """Follow the main process, and use one core."""
+    from utils.signals import follow_main_process
 
-    ignore_signals()  # a terminal sends Ctrl-C to its whole group
+    follow_main_process()
     if torch := sys.modules.get("torch"):
         torch.set_num_threads(1)
-    parent = parent_process()
-    Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()

@@ -18,6 +18,7 @@ from data.listing import (
     sorted_entries,
     split_folders,
 )
+from utils.drawing import KINDS
 
 from .archives import ArchiveError, is_archive, unpack
 from .download import download
@@ -97,7 +98,7 @@ def ask_kaggle(downloads: Path) -> Path:
         raise SourceError(f"the kaggle client is not installed: pip install kaggle, {by_hand}")
     downloads.mkdir(parents=True, exist_ok=True)
     command = [client, "competitions", "download", "-c", KAGGLE, "-p", str(downloads)]
-    done = subprocess.run(command, stderr=subprocess.PIPE, text=True)
+    done = subprocess.run(command, stderr=subprocess.PIPE, encoding="utf-8", errors="replace")
     if done.returncode or not archive.exists():
         said = (done.stderr.strip().splitlines() or ["it said nothing"])[-1]
         advice = "put your token into ~/.kaggle/kaggle.json, accept the competition's rules"
@@ -127,12 +128,12 @@ def plan(folder: Path, layout: str, flat_classes: Sequence[str]) -> tuple[Plan, 
 
 
 def plan_pets(folder: Path, breeds: bool) -> tuple[Plan, dict[str, str]]:
-    """Plan Oxford's pets: names like Abyssinian_1.jpg, with a capital letter for a cat."""
+    """Plan Oxford's pets: names like Abyssinian_1.jpg, whose first letter tells the species."""
     left_out: dict[str, str] = {}
     found: Plan = {}
     for path in files_below(folder, left_out, ""):
         name = Path(path).name
-        species = "cat" if name[0].isupper() else "dog"
+        species = KINDS[0] if name[0].isupper() else KINDS[1]
         label = name.rpartition("_")[0] if breeds else species
         found[f"train/{label}/{name}"] = folder / path
     return found, {str(folder / path): reason for path, reason in left_out.items()}
