@@ -1,4 +1,4 @@
-"""What the README says of adapting the project, done to a copy of it, whose whole suite then runs.
+"""What docs/adapting.md says, done to a copy of the project, whose whole suite then runs.
 
 Minutes each, so `make test` leaves them out: `make test-copies`.
 """
@@ -13,16 +13,10 @@ import pytest
 
 from tests.drawings import draw_set
 from tests.helpers import PROJECT, SMALL, as_words
+from tests.test_docs import ADAPTING, PARTS, import_line
+from utils import commands
 
 pytestmark = pytest.mark.copies
-README = (PROJECT / "README.md").read_text(encoding="utf-8")
-ROW = re.compile(r"^\| (.+?) \| ((?:`\S+` ?)+) \| ((?:`.+?` ?)*)\|$", re.M)
-PARTS = {
-    name.split()[0].strip("`'s"): (re.findall(r"`(.+?)`", f), re.findall(r"`(.+?)`", lines))
-    for name, f, lines in (
-        ROW.findall(README.partition("**What you do not need**")[2].partition("\n## ")[0])
-    )
-}
 
 
 def copy_project(folder: Path) -> Path:
@@ -35,7 +29,7 @@ def copy_project(folder: Path) -> Path:
 
 
 def remove(part: str, project: Path) -> None:
-    """Delete a part as the README's table says."""
+    """Delete a part as the table says."""
     files, lines = PARTS[part]
     for file in files:
         path = project / file
@@ -66,15 +60,21 @@ def whole_suite(project: Path, *words: str) -> None:
     assert re.search(r"\d+ passed", out) and "failed" not in out
 
 
-def test_the_readme_has_a_row_for_each_part():
-    assert set(PARTS) == {"check", "prepare", "visdom", "torcheck"}
-    for files, _ in PARTS.values():
-        assert all((PROJECT / file).exists() for file in files)
+def test_each_command_that_can_be_removed_has_a_row_with_its_files_and_its_line():
+    files = [file for files, _ in PARTS.values() for file in files]
+    lines = [line for _, lines in PARTS.values() for line in lines]
+    assert all((PROJECT / file).exists() for file in files)
+    named = [Path(file).stem for file in files if Path(file).match("utils/commands/*.py")]
+    assert sorted(named) == commands.names()
+    main = (PROJECT / "main.py").read_text(encoding="utf-8")
+    assert sorted(lines) == sorted(re.findall(r"^\w+ = commands\.get\(.+\)", main, re.M))
 
 
 def test_the_project_is_whole_without_all_of_its_parts(tmp_path):
     project = copy_project(tmp_path / "project")
     for part in PARTS:
+        if part == "docs":  # the pages stay true without the other parts
+            run(project, "-m", "pytest", "tests/test_docs.py")
         remove(part, project)
     whole_suite(project)
     found = run(project, "main.py", "help")
@@ -95,17 +95,33 @@ def test_each_part_can_go_and_the_others_stay(part, tmp_path):
     )
 
 
-def test_the_readmes_model_and_data_set_stand_every_test(tmp_path):
+def test_the_model_and_the_data_set_of_the_page_stand_every_test(tmp_path):
     project = copy_project(tmp_path / "project")
-    for block in re.findall(r"```python\n(.+?)```", README, re.S):
+    for block in re.findall(r"```python\n(.+?)```", ADAPTING, re.S):
         path = re.match(r"# (\S+)\n", block)[1]
         (project / path).write_text(block, encoding="utf-8")
-        package, name = Path(path).parent.name, Path(path).stem
-        line = re.search(rf"`(from \.{name} import \w+)`", README)[1]
-        with (project / package / "__init__.py").open("a", encoding="utf-8") as file:
-            file.write(f"{line}\n")
-    draw_set(tmp_path / "flowers", count=60, kinds=("rose", "tulip"))
+        with (project / path).with_name("__init__.py").open("a", encoding="utf-8") as file:
+            file.write(import_line(path))
+    draw_set(tmp_path / "flowers", count=60, kinds=("rose", "tulip"), flat=True)
     options = SMALL | {"model": "Tiny", "dataset": "Flowers", "max_epoch": 1}
     options |= {"train_data_root": tmp_path / "flowers" / "train"}
     assert "21 rose, 21 tulip" in run(project, "main.py", "train", *as_words(options))
     whole_suite(project)
+
+
+@pytest.mark.skipif("new" not in commands.names(), reason="the command new was removed")
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--classes=rose,tulip"],
+        ["--without=board,prepare"],
+        ["--without=all", "--classes=oak,fir,elm"],
+    ],
+)
+def test_a_new_project_is_green_and_does_not_know_this_ones_classes(words, tmp_path):
+    run(PROJECT, "main.py", "new", tmp_path / "own", *words)
+    found = subprocess.run(
+        ["git", "grep", "-iwl", "cat\\|dog"], cwd=tmp_path / "own", capture_output=True, text=True
+    ).stdout.split()
+    assert {*found} <= {"utils/drawing.py"}  # what `prepare --source=demo` draws
+    whole_suite(tmp_path / "own")
