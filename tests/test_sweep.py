@@ -82,7 +82,7 @@ def shared(options, tmp_path_factory) -> dict:
     wait_until(second_run, seconds=300)
     (last,) = second_run()
     for pid in [*children_of(workers[0].pid), workers[0].pid]:
-        os.kill(pid, signal.SIGKILL)
+        os.kill(pid, 9)  # SIGKILL, a name that Windows lacks
     killed = int(last.parent.parent.name.removeprefix("trial-"))
     codes = [worker.wait() for worker in workers]
     text = outputs[1].read_text()
@@ -166,7 +166,7 @@ def test_a_trial_outlives_its_process_and_its_worker(options, tmp_path):
     wait_until(lambda: [*folder.glob("trial-0000/*/last.pth")], seconds=300)
     (run,) = runs_in(folder, 0)
     for pid in children_of(worker.pid):  # as the system does when memory is short
-        os.kill(pid, signal.SIGKILL)
+        os.kill(pid, 9)  # SIGKILL, a name that Windows lacks
     wait_until(lambda: "goes on at epoch" in (run / "log.txt").read_text(), seconds=300)
     assert "trial-0000: killed; it goes on later\n" in output.read_text()
     worker.send_signal(signal.SIGTERM)
