@@ -1,7 +1,9 @@
 """Say whether data, model and training are sound, and what to do about it."""
 
+import inspect
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any, ClassVar
 
 from config import DefaultConfig
 
@@ -45,10 +47,11 @@ def run(opt: Options, train: Callable) -> list:
     def open_test() -> data.ImageDataset | None:
         return data.open_split(opt, "test") if Path(opt.test_data_root).exists() else None
 
-    def rehearse() -> None:
-        few = data_checks.few_samples_of(find_class(data, opt.dataset))
+    def rehearse() -> list:
+        few = few_samples_of(find_class(data, opt.dataset))
         with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
             train(**{**given, **REHEARSAL, "dataset": few, "checkpoint_root": folder})
+        return few.seen
 
     with diagnostics.Findings(opt.json) as findings:
         # step 1: the data
@@ -58,7 +61,7 @@ def run(opt: Options, train: Callable) -> list:
         ]
         if splits[0].dataset.multi_label:
             raise UsageError("check knows data with one label for each picture only")
-        findings.add(data_checks.CHECKS, data_checks.DataCase(splits[0], splits[1], open_test))
+        findings.add(data_checks.CHECKS, data_checks.DataCase(splits[0], splits[1], open_test, opt))
 
         # step 2: the model, on the CPU
         images, labels = splits[0].batch
@@ -82,7 +85,44 @@ def run(opt: Options, train: Callable) -> list:
             criterion=recipe.build_criterion(opt, splits[0].dataset).to(device),
             amp=amp,
             rehearse=rehearse,
+            train_size=len(splits[0].dataset),
             folder=Path(opt.checkpoint_root),
         )
         findings.add(learning_checks.CHECKS, case)
     return findings
+
+
+def few_samples_of(dataset_class: Callable, size: int = 20) -> Any:
+    """Return a class of data sets that has only `size` samples of each split, of all classes.
+
+    Its attribute `seen` is a list of the pictures and labels that were read from the train split.
+    """
+    import numpy as np
+    import torch
+
+    from utils.diagnostics.model import one_class_after_another
+
+    class FewSamples:
+        __signature__ = inspect.signature(dataset_class)  # data.build_loader asks for it
+        seen: ClassVar[list] = []
+
+        def __init__(self, root: str, mode: str, **options: Any) -> None:
+            self.whole, self.mode = dataset_class(root, mode=mode, **options), mode
+            labels = np.asarray(self.whole.labels)
+            rows = one_class_after_another(torch.as_tensor(labels), size)
+            self.indices = sorted(rows.tolist())
+            self.labels = labels[self.indices]
+
+        def __len__(self) -> int:
+            return len(self.indices)
+
+        def __getitem__(self, index: int) -> Any:
+            sample = self.whole[self.indices[index]]
+            if self.mode == "train":
+                self.seen.append(sample)
+            return sample
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(self.whole, name)
+
+    return FewSamples

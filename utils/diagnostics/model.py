@@ -1,11 +1,13 @@
 """Is the model wired right? Each check takes a ModelCase and costs a few passes of one batch."""
 
 import copy
+import itertools
 import math
 import tempfile
-import traceback
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,8 +18,7 @@ from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
 from torch.optim import Optimizer
-from torch.overrides import TorchFunctionMode
-from torch.utils._pytree import tree_map_only
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 from utils import checkpoint, engine, recipe
 from utils.device import Precision
@@ -25,8 +26,12 @@ from utils.guard import not_finite
 from utils.seed import seed_everything
 
 from . import Doubt, NotChecked, Wrong, checks_in, some
+from .trace import PRODUCTS, Operation, Trace, is_scrambled
 
+Samples = list[tuple[Tensor, int]]  # pictures (3, H, W) and their labels
 FP32 = Precision("fp32", torch.device("cpu"))
+SCALINGS = ("mul", "div", "mul_", "div_", "__mul__", "__rmul__", "true_divide", "multiply")
+PIXELS = 48  # that are changed, one in each pass of a picture
 
 
 @dataclass
@@ -44,7 +49,8 @@ class ModelCase:
     weights_loaded: bool = False  # whether a training would start from the weights of a file
     criterion: nn.Module = field(default_factory=recipe.ClassificationLoss)
     amp: Precision = FP32
-    rehearse: Callable[[], Any] | None = None  # runs the command `train` on a few samples
+    rehearse: Callable[[], Samples] | None = None  # runs `train` on the samples that it returns
+    train_size: int | None = None  # pictures of the train split
     folder: Path | None = None  # for the chart of the gradients
 
     def __post_init__(self) -> None:
@@ -90,20 +96,37 @@ class ModelCase:
             norm.momentum = momentum[norm]
         return model.eval()
 
-    def trained(self, model: nn.Module | None = None) -> nn.Module:
+    @cached_property
+    def made(self) -> nn.Module:
+        """A model after three steps, which the checks share and leave as it is."""
+        return self.train_shortly(self.model(training=True))
+
+    def trained(self) -> nn.Module:
+        return self.made.eval()
+
+    def train_shortly(self, model: nn.Module) -> nn.Module:
         """Make three steps, after which layers that start from zero have changed; go to eval mode.
 
         The gradients of the last step stay.
         """
-        model = model or self.model(training=True)
         optimizer = self.optimizer(model, lr=min(self.options.lr, 1e-3))
         seed_everything(0, "check")
-        for _ in range(3):
+        for _ in range(3 if any(p.requires_grad for p in model.parameters()) else 0):
             self.step(model, optimizer, self.rows(8))
         return self.settle(model)
 
     def loss(self, logits: Tensor) -> Tensor:
         return F.cross_entropy(logits.float(), self.batch_labels)
+
+    @cached_property
+    def trace(self) -> Trace:
+        """What happens in a forward and a backward pass after three steps, in eval mode."""
+        rows = self.rows(13)  # a number that no layer has, so that this axis is easily known
+        return Trace(
+            self.trained(),
+            self.images[rows],
+            loss=lambda logits: F.cross_entropy(logits.float(), self.labels[rows]),
+        )
 
 
 def one_class_after_another(labels: Tensor, size: int) -> Tensor:
@@ -170,65 +193,50 @@ def gradient_reaches_every_weight(case: ModelCase) -> str:
     model, called = case.model(training=True), set()
     for name, module in model.named_modules():
         module.register_forward_hook(lambda *_, name=name: called.add(name))
-    with CutFinder() as cuts:
-        logits = model(case.batch)
     trainable = {name: p for name, p in model.named_parameters() if p.requires_grad}
     Wrong.when(not trainable, "all weights are frozen")
-    if logits.requires_grad:
-        case.loss(logits).backward()
-    missing = [name for name, p in trainable.items() if p.grad is None]
+    for _ in range(6):  # a model may skip blocks at random
+        logits = model(case.batch)
+        if logits.requires_grad:
+            case.loss(logits).backward()
+        missing = [name for name, p in trainable.items() if p.grad is None]
+        if not missing:
+            break
     layers = dict.fromkeys(name.rpartition(".")[0] for name in missing)
     unused = [layer for layer in layers if layer not in called]
     reasons = f"; never called: {some(unused)}" if unused else ""
-    reasons += f"; the graph is cut by {some(cuts.found)}" if cuts.found else ""
+    cuts = [op for op in Trace(model, case.batch).operations if op.cuts_gradient] if missing else []
+    places = dict.fromkeys(f"{op.name} in {op.place}" for op in cuts)
+    reasons += f"; the graph is cut by {some(places)}" if places else ""
+    lost = sum(trainable[name].numel() for name in missing)
+    is_small = lost < 0.01 * sum(p.numel() for p in trainable.values()) and not reasons
+    Doubt.when(missing and is_small, f"none at {some(missing)}")
     Wrong.when(missing, f"none at {some(missing)}{reasons}")
     bad = not_finite((name, p.grad) for name, p in trainable.items())
     Wrong.when(bad, f"it is not finite at {some(bad)}")
     if not all(p.grad is not None and p.grad.any() for p in trainable.values()):
-        case.trained(model)
+        case.train_shortly(model)
     zero = [name for name, p in trainable.items() if p.grad is None or not p.grad.any()]
     Wrong.when(zero, f"it is exactly 0 at {some(zero)}")
     containers = (nn.Identity, nn.Sequential, nn.ModuleList, nn.ModuleDict)
     idle = {n: m for n, m in model.named_modules() if n not in called and not any(m.children())}
     idle = {n: m for n, m in idle.items() if not isinstance(m, containers)}
+    used = {type(module) for name, module in model.named_modules() if name in called}
+    idle = {n: m for n, m in idle.items() if type(m) not in used}  # a block may lack its dropout
     skipped = [name for name, module in idle.items() if not [*module.parameters()]]
     Doubt.when(skipped, f"forward never calls {some(skipped)}")
     return f"{len(trainable)} tensors"
-
-
-class CutFinder(TorchFunctionMode):
-    """Notes the operations that take tensors with a gradient and return one without."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.found: dict[str, None] = {}  # used as an ordered set
-
-    def __torch_function__(
-        self, operation: Any, types: Any, args: tuple = (), kwargs: dict | None = None
-    ) -> Any:
-        result = operation(*args, **(kwargs or {}))
-        needed = any(isinstance(arg, Tensor) and arg.requires_grad for arg in args)
-        if needed and isinstance(result, Tensor) and not result.requires_grad:
-            name = getattr(operation, "__name__", str(operation))
-            if name == "__get__":
-                name = operation.__self__.__name__  # .data
-            torch_files = str(Path(torch.__file__).parent)
-            frames = [f for f in traceback.extract_stack()[:-1] if torch_files not in f.filename]
-            place = f"{Path(frames[-1].filename).name}:{frames[-1].lineno}"
-            self.found[f"{name} at {place}"] = None
-        return result
 
 
 def every_weight_moves(case: ModelCase) -> str:
     """Steps change every trainable weight and no frozen one
     Why: the optimizer trains only the weights it is given; a frozen random weight never learns.
     Do: give it all parameters; freeze with requires_grad_(False), and only weights from a file."""
-    model = case.model(training=True)
-    before = {name: p.detach().clone() for name, p in model.named_parameters()}
-    case.trained(model)
+    model, before = case.trained(), dict(case.model().named_parameters())
     moved = {name for name, p in model.named_parameters() if not torch.equal(p, before[name])}
     frozen = {name for name, p in model.named_parameters() if not p.requires_grad}
-    still = [name for name in before if name not in moved | frozen]
+    learns = {name for name, p in model.named_parameters() if p.grad is not None and p.grad.any()}
+    still = [name for name in before if name in learns - moved - frozen]
     Wrong.when(still, f"{some(still)} did not change")
     Wrong.when(moved & frozen, f"{some(sorted(moved & frozen))} is frozen but changed")
     other = case.model(seed=1)
@@ -256,12 +264,14 @@ def first_loss(case: ModelCase) -> str:
 def outputs_are_logits(case: ModelCase) -> str:
     """Outputs are logits
     Why: the loss applies the softmax; after another one, or a ReLU, the model hardly learns.
-    Do: return the output of the last layer, without softmax, sigmoid or ReLU."""
-    model, started = case.trained(), []
+    Do: return the output of the last layer, with nothing behind it."""
+    model, started, hooks = case.trained(), [], []
     for module in model.modules():
-        if module is not model and any(True for _ in module.parameters(recurse=False)):
-            module.register_forward_pre_hook(lambda module, _: started.append(module))
+        if module is not model and any(p.ndim > 1 for p in module.parameters(recurse=False)):
+            hooks += [module.register_forward_pre_hook(lambda layer, _: started.append(layer))]
     logits = model(case.batch).double()
+    for hook in hooks:
+        hook.remove()
     outputs = [logits]
     for factor in (1000, -1000) if started else ():  # of what the last layer returns
 
@@ -279,10 +289,37 @@ def outputs_are_logits(case: ModelCase) -> str:
     Doubt.when(is_log_probability, "each row is a log-probability: the loss takes the logarithm")
     NotChecked.when(not started, "the model has no layers with weights")
     Wrong.when(low >= 0 and high <= 1, "all lie within 0 … 1: there is a sigmoid at the end")
-    Wrong.when(low >= 0 or high <= 0, "all have one sign: there is a ReLU or softplus at the end")
-    is_bounded = max(-low, high) < 20 * logits.abs().max()
-    Doubt.when(is_bounded, f"{seen}, never more: there is a tanh or a normalisation at the end")
+    path = case.trace.path
+    last = max((n for n, op in enumerate(path) if op.is_layer), default=len(path))
+    one_sign = "all are positive: there is a ReLU or softplus at the end"
+    at_the_end = any(op.flat for op in path[last:] if op.shapes[1][1:] == logits.shape[1:])
+    Wrong.when(low >= 0 and at_the_end, one_sign)
+    Doubt.when(low >= 0, one_sign)
+    others = (logits.shape[1] - 1) * math.exp(min(low - high, 0.0))
+    sure = 1 / (1 + others)  # one logit is as high as it can be, and the others as low
+    scaled = any(op.weights for op in path[last + 1 :])  # by a number that is learned
+    too_small = sure < 0.95 and not scaled
+    Wrong.when(too_small, f"the surest answer it can give has a probability of {sure:.0%}")
+    fault = fault_behind_the_last_layer(case.trace, path[last:])
+    Wrong.when(fault, f"behind the last layer comes {fault}")
     return seen
+
+
+def fault_behind_the_last_layer(trace: Trace, path: list[Operation]) -> str:
+    """Return what normalises, drops or rescales the logits, or "" if nothing does.
+
+    path: the operations from the last layer on.
+    """
+    behind = path[1:]
+    for op in behind:
+        is_dropout = "dropout" in op.name and op.option("p", 1, default=0.0)
+        if op.shapes == (trace.logits.shape,) * 2 and ("norm" in op.name or is_dropout):
+            return str(op)
+    if behind and all(op.name in SCALINGS and not op.weights for op in behind):
+        factor, size = behind[-1].size / (path[0].size + 1e-30), behind[-1].size
+        if (factor < 0.1 and size < 0.05) or (factor > 10 and size > 5):
+            return f"{behind[-1]}, which multiplies the logits by {factor:.2g}"
+    return ""
 
 
 @torch.no_grad()
@@ -297,29 +334,52 @@ def pictures_are_independent(case: ModelCase) -> str:
     scale = (together - together.mean(dim=0)).abs().max() + 1e-3 * together.abs().max() + 1e-12
     for other in (alone, backwards):
         gap = ((together - other).abs().max() / scale).item()
-        Wrong.when(not gap < 0.02, f"in another batch logits differ by {gap:.0%} of their range")
+        Wrong.when(not gap < 0.005, f"in another batch logits differ by {gap:.1%} of their range")
     return f"{len(case.batch)} pictures, together and alone"
 
 
+@torch.no_grad()
 def the_whole_picture_counts(case: ModelCase) -> str:
     """The prediction depends on the whole picture
     Why: the model cannot learn from what forward leaves out.
-    Do: look for a wrong slice, an index instead of a mean, or a constant output."""
-    images = case.batch.clone().requires_grad_()
-    logits = case.trained()(images)
-    Wrong.when(not logits.requires_grad, "it depends neither on the picture nor on any weight")
-    logits.double().square().sum().backward()
-    if images.grad is None:
-        raise Doubt("no gradient: is there a no_grad around a frozen part?")
-    influence = images.grad.abs()
-    unseen = (influence.flatten(1).amax(dim=1) == 0).sum().item()
-    Wrong.when(unseen, f"for {unseen} of {len(images)} pictures it does not depend on the picture")
-    unused = (influence.sum(dim=(0, 2, 3)) == 0).nonzero().flatten().tolist()
-    Wrong.when(unused, f"colour channel {some(unused)} is not used")
-    area = F.max_pool2d(influence.amax(dim=(0, 1))[None, None], 8, ceil_mode=True).gt(0)
-    share = area.float().mean().item()
-    Wrong.when(share < 0.6, f"{share:.0%} of the area is used")
-    return f"{share:.0%} of the area, all colours"
+    Do: look for a wrong slice, a stride larger than its kernel, or an index instead of a mean."""
+    model, images = case.trained(), case.batch
+    logits = model(images).double()
+    scale = logits.abs().max() + 1e-12
+
+    def change(changed: Tensor, least: float = 1e-7) -> Tensor:
+        """Return for which pictures (N,) the logits change."""
+        return (model(changed).double() - logits).abs().amax(dim=1) > least * scale
+
+    unseen = (~change(images.flip(3).roll(1, dims=0))).sum().item()
+    fault = f"for {unseen} of {len(images)} pictures it does not depend on the picture"
+    Wrong.when(unseen > len(images) / 2, fault)
+    Doubt.when(unseen, fault)
+    for channel in range(images.shape[1]):
+        changed = images.clone()
+        changed[:, channel] = images[:, channel].roll(1, dims=0).flip(2)
+        Wrong.when(not change(changed).any(), f"colour channel {channel} is not used")
+    differ = (logits - logits.mean(dim=0)).abs().max() > 1e-4 * scale
+    for side in (2, 4, 7) if differ else ():
+        coarse = F.interpolate(F.adaptive_avg_pool2d(images, side), size=images.shape[2:])
+        blind = not change(coarse, least=1e-5).any()
+        Wrong.when(blind, f"it sees no more than {side} x {side} pixels of a picture")
+    seen, generator = [], torch.Generator().manual_seed(0)
+    faint = 0.1 * images  # so that a bright or dark pixel also wins a maximum over all places
+    logits = model(faint).double()
+    for _ in range(PIXELS // len(images)):
+        places = (torch.rand(len(images), 2, generator=generator) * images.shape[2]).long().tolist()
+        changes = []
+        for value in (10.0, -10.0):
+            changed = faint.clone()
+            for image, (y, x) in zip(changed, places, strict=True):
+                image[:, y, x] = value
+            changes.append(change(changed))
+        seen += (changes[0] | changes[1]).tolist()
+    share = sum(seen) / len(seen)
+    words = f"{share:.0%} of {len(seen)} pixels that were changed make a difference"
+    Wrong.when(share < 0.4, words)
+    return words
 
 
 @torch.no_grad()
@@ -342,15 +402,51 @@ def eval_mode_is_deterministic(case: ModelCase) -> str:
     Do: use nn.Dropout, or F.dropout(x, p, training=self.training)."""
     model = case.trained()
     Wrong.when(not torch.equal(model(case.batch), model(case.batch)), "two equal passes differ")
-    dropouts = [m for m in model.train().modules() if isinstance(m, _DropoutNd) and m.p]
-    if not all(p.requires_grad for p in model.parameters()):  # a frozen part may stay in eval mode
-        dropouts = [module for module in dropouts if module.training]
-    logits = torch.stack([model(case.batch) for _ in range(8)])  # (8, N, K)
-    equal = dropouts and torch.equal(logits[0], logits[1])
+    with training_mode(model):
+        dropouts = [m for m in model.modules() if isinstance(m, _DropoutNd) and m.p]
+        if not all(p.requires_grad for p in model.parameters()):  # a frozen part may stay in eval
+            dropouts = [module for module in dropouts if module.training]
+        equal = dropouts and torch.equal(model(case.batch), model(case.batch))
     Wrong.when(equal, "two passes in training mode are equal although there is dropout")
-    is_dropped = dropouts and (logits == 0).any() and not (logits == 0).all()
-    Doubt.when(is_dropped, "some logits are exactly 0: dropout comes after the last layer")
     return "two passes agree in each bit"
+
+
+@contextmanager
+def training_mode(model: nn.Module) -> Iterator[None]:
+    """Set a model to training mode; afterwards give it back its state, and eval mode."""
+    state = copy.deepcopy(model.state_dict())
+    model.train()
+    yield
+    model.load_state_dict(state)
+    model.eval()
+
+
+@torch.no_grad()
+def both_modes_agree(case: ModelCase) -> str:
+    """Training mode and eval mode compute the same, but for dropout
+    Why: what is trained in one mode and missing in the other makes the figures of val bad.
+    Do: look for `if self.training`, and for layers that are called in one mode only."""
+    model, passes = case.trained(), []
+    called: dict[bool, set[str]] = {True: set(), False: set()}
+    hooks = [
+        layer.register_forward_hook(lambda *_, n=name: called[model.training].add(n))
+        for name, layer in model.named_modules()
+        if any(True for _ in layer.parameters(recurse=False))
+    ]
+    expected = model(case.batch).double()
+    for _ in range(4):
+        with training_mode(model):
+            for part in model.modules():
+                part.training = part.training and not isinstance(part, _DropoutNd)
+            passes.append(model(case.batch).double())
+    for hook in hooks:
+        hook.remove()
+    only = called[True] ^ called[False]
+    Wrong.when(only, f"{some(sorted(only))} is called in one mode only")
+    gap = (torch.stack(passes).mean(dim=0) - expected).norm()
+    gap = (gap / (expected - expected.mean(dim=0)).norm()).item()
+    Wrong.when(gap > 3, f"logits differ by {gap:.1f} times their spread")
+    return f"logits differ by {gap:.0%} of their spread"
 
 
 @torch.no_grad()
@@ -385,50 +481,133 @@ def saved_model_predicts_the_same(case: ModelCase) -> str:
     return "the same in each bit"
 
 
-@torch.no_grad()
-def activations_keep_their_size(case: ModelCase) -> str:
-    """Activations neither vanish nor explode
-    Why: they shrink or grow exponentially with depth, and so does the gradient.
-    Do: initialise by fan-in (kaiming_normal_), or put normalisation between the layers."""
-    model = case.model(training=True)
-    sizes: dict[str, float] = {}
-    names = {module: name for name, module in model.named_modules()}
-
-    def note_size(layer: nn.Module, _inputs: Any, output: Any) -> None:
-        if isinstance(output, Tensor) and output.is_floating_point():
-            sizes.pop(names[layer], None)  # in the order of the last calls
-            sizes[names[layer]] = output.float().square().mean().sqrt().item()
-
-    for module in names:
-        if any(p.abs().max() > 0.01 for p in module.parameters(recurse=False)):
-            module.register_forward_hook(note_size)  # not what starts near 0 on purpose
-    model(case.batch)
-    NotChecked.when(not sizes, "the model has no layers with weights")
-    bad = [name for name, size in sizes.items() if not math.isfinite(size)]
+def nothing_is_lost_on_the_way(case: ModelCase) -> str:
+    """What differs between pictures reaches the logits
+    Why: layers that return nearly the same for all pictures leave the others nothing to learn from.
+    Do: initialise by fan-in (kaiming_normal_), normalise between layers, use ReLU or GELU."""
+    passages = case.trace.passages
+    NotChecked.when(not passages, "the pass cannot be followed")
+    for before, op in zip([None, *passages], passages, strict=False):
+        few = op.levels < 0.1 and op.cuts_gradient and not (before and before.gradient)
+        Wrong.when(few, f"{op} leaves {op.levels:.1%} of the different numbers, and no gradient")
+        later = passages[passages.index(op) + 1 :]
+        narrow = op.width == 1 and any(other.is_layer for other in later)
+        Wrong.when(narrow, f"{op} leaves a single number for each picture")
+    known = [op for op in passages if op.width]
+    NotChecked.when(not known, "no layer keeps the pictures apart")
+    bad = [str(op) for op in known if not math.isfinite(op.size)]
     Wrong.when(bad, f"the output is not finite at {some(bad, 1)}")
-    inner = dict([*sizes.items()][:-1]) or sizes  # the last layer often starts small
-    least, most = min(inner, key=inner.__getitem__), max(inner, key=inner.__getitem__)
-    seen = f"root mean square {inner[least]:.2g} at {least} … {inner[most]:.2g} at {most}"
-    Wrong.when(inner[most] > 1e4 or inner[least] < 1e-4, seen)
-    Doubt.when(inner[most] > 1e3 or inner[least] < 1e-3, seen)
+    largest = max(known, key=lambda op: op.size)
+    Wrong.when(largest.size > 1e4, f"root mean square {largest.size:.1e} at {largest}")
+    least = min(known, key=lambda op: op.spread)
+    seen = f"pictures differ by at least {least.spread:.1e} of the size of a layer's output"
+    seen += f", at {least}"
+    Wrong.when(least.spread < 1e-4, f"{seen}; in a sound model by 1e-2 or more")
+    Doubt.when(least.spread < 2e-3, f"{seen}; in a sound model by 1e-2 or more")
+    own = [op for op in known if op.name not in ("stack", "expand")]  # those repeat on purpose
+    alike = min(own, key=lambda op: op.token_spread)
+    Wrong.when(alike.token_spread < 1e-3, f"all places of a picture are the same at {alike}")
+    most = max(op.influence for op in known)
+    Wrong.when(most < 1e-4, f"the loss hardly depends on the pictures: by {most:.1e}")
+    for before, op in itertools.pairwise(known):
+        share = before.influence / (op.influence + 1e-30)
+        blocked = 0 < share < 0.01 and op.name not in ("cat", "concat")
+        Wrong.when(
+            blocked, f"{share:.1%} of the gradient passes {op}; in a sound model 20 % or more"
+        )
     return seen
 
 
 def few_units_are_dead(case: ModelCase) -> str:
-    """Few units are dead
-    Why: a unit that is 0 for every picture has no gradient, and stays 0.
-    Do: start with biases of 0 and a smaller learning rate, or use a leaky ReLU."""
-    dead = {}
-    for name, layer in case.trained().named_modules():
-        grad = layer.weight.grad if isinstance(layer, nn.Linear | nn.Conv2d) else None
-        if grad is not None and len(grad) > 3:
-            dead[name] = grad.flatten(1).eq(0).all(dim=1).float().mean().item()
-    NotChecked.when(not dead, "there is no trainable nn.Linear or nn.Conv2d")
-    worst = max(dead, key=dead.__getitem__)
-    seen = f"at most {dead[worst]:.0%}" + (f", at {worst}" if dead[worst] else "")
-    Wrong.when(dead[worst] > 0.9, seen)
-    Doubt.when(dead[worst] > 0.6, seen)
+    """Few units are dead or saturated
+    Why: where the slope of an activation is 0, no gradient passes, and nothing is learned.
+    Do: start with biases of 0 and smaller weights, or use normalisation before the activation."""
+    for op in case.trace.path:
+        if op.name in ("lstm", "gru", "rnn_tanh", "rnn_relu"):
+            gain = max((w.std() * w.shape[1] ** 0.5).item() for w in op.weights if w.ndim > 1)
+            Wrong.when(gain > 3, f"the weights of {op} shut its gates: {gain:.1f} times too large")
+    active = [op for op in case.trace.path if op.flat]
+    if not active:
+        return "none"
+    worst = max(active, key=lambda op: op.flat * (1 if op.bounded else 0.8))
+    seen = f"the slope is 0 for {worst.flat:.0%} of the outputs of {worst}"
+    Wrong.when(worst.flat > (0.8 if worst.bounded else 0.9), f"{seen}; in a sound model for half")
     return seen
+
+
+def operations_suit_each_other(case: ModelCase) -> str:
+    """Operations suit each other
+    Why: a wrong axis or a wrong order raises no error, and the layers learn from mixed-up numbers.
+    Do: permute before you reshape; a softmax takes the last axis; a layer follows a ReLU."""
+    for op in case.trace.path:
+        for find_fault in (scrambled_axes, misplaced_softmax, mean_of_channels, heavy_dropout):
+            fault = find_fault(case.trace, op)
+            Wrong.when(fault, f"{op} {fault}")
+    norms = {n: m for n, m in case.model().named_modules() if isinstance(m, _BatchNorm)}
+    forgets = [name for name, norm in norms.items() if (norm.momentum or 0) >= 0.9]
+    Wrong.when(forgets, f"{some(forgets)} forgets all batches but the last: momentum 0.1 is usual")
+    slow = [name for name, norm in norms.items() if 0 < (norm.momentum or 1) <= 0.002]
+    Doubt.when(slow, f"{some(slow)} follows the data slowly: momentum 0.1 is usual")
+    return f"{len(case.trace.path)} operations"
+
+
+RESHAPES = {"view", "reshape", "unflatten"}
+FILTERS = {"conv2d", "batch_norm", "relu", "relu_", "max_pool2d", "gelu", "silu", "add"}
+PASSIVE = {"dropout", "view", "reshape", "flatten", "permute", "transpose", "batch_norm", "to"}
+PASSIVE |= {"avg_pool2d", "max_pool2d", "adaptive_avg_pool2d"}  # a softmax stays one behind them
+
+
+def scrambled_axes(trace: Trace, op: Operation) -> str:
+    """Return what is wrong with a reshape; "" if it is sound, or undone by the next operation."""
+    if op.name not in RESHAPES or not is_scrambled(*op.shapes):
+        return ""
+    if any(x.name in RESHAPES and x.shapes[1] == op.shapes[0] for x in trace.users(op)):
+        return ""
+    before, after = map(tuple, op.shapes)
+    return f"goes from {before} to {after}: was permute or transpose meant?"
+
+
+def misplaced_softmax(trace: Trace, op: Operation) -> str:
+    """Return what is wrong with a softmax: the axis in attention, or that it is an activation."""
+    if op.name != "softmax":
+        return ""
+    shape = op.shapes[1]
+    axis = op.option("dim", 1, default=-1) % len(shape)
+    is_square = len(shape) > 2 and shape[-1] == shape[-2]  # queries x keys
+    for user in users_of(trace, op):
+        is_product = user.name in PRODUCTS and not user.weights
+        is_wrong = axis < len(shape) - 2 or (is_square and not user.weighs)
+        if is_product and is_wrong and len(user.shapes[0]) == len(shape):
+            return f"takes axis {axis} of attention, not the last"
+        if user.is_layer and user.name != "matmul" and op in trace.passages:
+            return f"is an activation before {user}: use ReLU or GELU"
+    return ""
+
+
+def users_of(trace: Trace, operation: Operation) -> list[Operation]:
+    """Return the operations that use a result, also behind others that do not change its sense."""
+    found, waiting = [], [operation]
+    while waiting:
+        users = trace.users(waiting.pop())
+        found += users
+        waiting += [user for user in users if user.name in PASSIVE]
+    return found
+
+
+def mean_of_channels(trace: Trace, op: Operation) -> str:
+    """Return what is wrong with a mean over the channels of filters, through which all passes."""
+    if op.name not in ("mean", "sum", "amax") or len(op.shapes[0]) != 4 or op not in trace.passages:
+        return ""
+    axes = {axis % 4 for axis in tree_leaves(op.option("dim", 1, default=()))}
+    makers = [trace.operations[source] for source in op.sources if source >= 0]
+    if 1 in axes and any(maker.name in FILTERS for maker in makers):
+        return f"is taken over the channels of {makers[0]}"
+    return ""
+
+
+def heavy_dropout(_trace: Trace, op: Operation) -> str:
+    share = op.option("p", 1, default=0.0) if "dropout" in op.name else 0.0
+    return f"drops {share:.0%} of the numbers" if share > 0.8 else ""
 
 
 def units_differ(case: ModelCase) -> str:
@@ -440,8 +619,8 @@ def units_differ(case: ModelCase) -> str:
     large = {n: p for n, p in weights.items() if len(p) > 1 and p[0].numel() > 1}
     constant = [name for name, weight in large.items() if weight.min() == weight.max() != 0]
     Wrong.when(constant, f"all weights have one value in {some(constant)}")
-    case.trained(model)
-    equal = [n for n, p in weights.items() if len(p) > 2 and len(p.flatten(1).unique(dim=0)) == 1]
+    after = {name: p.flatten(1) for name, p in case.trained().named_parameters() if name in weights}
+    equal = [n for n, p in after.items() if len(p) > 2 and len(p.unique(dim=0)) == 1]
     Wrong.when(equal, f"after three steps all units are still equal in {some(equal)}")
     return f"in {len(weights)} layers"
 

@@ -1,0 +1,167 @@
+"""Watch the command `train` while it runs on a few samples."""
+
+import contextlib
+import copy
+import io
+import math
+import statistics
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.modules.module import register_module_forward_pre_hook
+from torch.optim import Optimizer
+from torch.optim.optimizer import (
+    register_optimizer_step_post_hook,
+    register_optimizer_step_pre_hook,
+)
+
+from . import some
+from .model import ModelCase, Samples
+
+
+class Pass(NamedTuple):
+    """A forward pass that the rehearsal has made."""
+
+    model: nn.Module
+    training: bool
+    gradients: bool  # are computed
+    gradients_left: bool  # of an earlier step
+    images: Tensor
+    random_state: Tensor
+
+    @property
+    def pictures(self) -> set[int]:
+        return {hash(image.cpu().numpy().tobytes()) for image in self.images}
+
+
+class Rehearsal:
+    """What the command `train` does, noted by hooks on all modules and optimizers."""
+
+    def __init__(self, case: ModelCase, rehearse: Callable[[], Samples]) -> None:
+        self.case, self.model_class = case, type(case.model())
+        self.inner: set[nn.Module] = set()  # parts of the model, which may be of its own class
+        self.passes: list[Pass] = []
+        self.losses: list[tuple[nn.Module, Tensor]] = []  # the criterion and the labels of a step
+        self.stepped: set[int] = set()  # the weights that an optimizer changes
+        self.rates: list[float] = []  # the learning rate of each step
+        self.weights: dict[str, Tensor] = {}  # before the present step, or after the last one
+        self.faults: dict[str, None] = {}  # used as an ordered set
+        self.watching = True
+        handles = [
+            register_module_forward_pre_hook(self.note_pass),
+            register_optimizer_step_pre_hook(self.before_step),
+            register_optimizer_step_post_hook(self.after_step),
+        ]
+        try:
+            with contextlib.redirect_stdout(io.StringIO()):
+                self.samples = rehearse()
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def note_pass(self, module: nn.Module, inputs: Any) -> None:
+        gradients = torch.is_grad_enabled()
+        if self.watching and type(module) is type(self.case.criterion) and gradients:
+            self.losses.append((module, inputs[1]))
+        if self.watching and type(module) is self.model_class and module not in self.inner:
+            self.inner.update(set(module.modules()) - {module})
+            left = any(p.grad is not None and p.grad.any() for p in module.parameters())
+            images, random_state = inputs[0].detach().clone(), torch.get_rng_state()
+            self.passes.append(Pass(module, module.training, gradients, left, images, random_state))
+
+    def before_step(self, optimizer: Optimizer, *_: Any) -> None:
+        groups = optimizer.param_groups
+        self.rates.append(max(g["lr"] / g.get("lr_factor", 1.0) for g in groups))
+        self.stepped.update(id(weight) for g in groups for weight in g["params"])
+        last, old = self.passes[-1], self.weights
+        named = dict(last.model.named_parameters())
+        self.weights = {name: weight.detach().clone() for name, weight in named.items()}
+        changed = [n for n, w in self.weights.items() if n in old and not torch.equal(w, old[n])]
+        if changed:
+            self.faults[f"{some(changed)} changes between two steps"] = None
+        if len(self.rates) == 1 and self.losses and last.gradients:
+            actual = torch.concat([flat_gradient(weight) for weight in named.values()])
+            expected = self.expected_gradient(last)
+            norm, clip_norm = expected.norm().item(), self.case.options.clip_norm or math.inf
+            if clip_norm < 1e-5 * norm:
+                self.faults[f"the gradient has norm {norm:.2g}, and is clipped to almost 0"] = None
+            fault = difference(actual, expected * min(1, clip_norm / (norm + 1e-12)), 0.4)
+            if fault:
+                self.faults[f"the gradient of a step is {fault}"] = None
+
+    @torch.enable_grad()
+    def expected_gradient(self, last: Pass) -> Tensor:
+        """Return the gradient of the mean loss, as one vector, by a second pass of a copy."""
+        criterion, labels = self.losses[-1]
+        self.watching, model = False, copy.deepcopy(last.model)
+        model.zero_grad()
+        with torch.random.fork_rng(devices=[]), self.case.amp.autocast:
+            torch.set_rng_state(last.random_state)  # the same dropout
+            criterion(model(last.images), labels).mean().backward()
+        self.watching = True
+        return torch.concat([flat_gradient(weight) for weight in model.parameters()])
+
+    def after_step(self, optimizer: Optimizer, *_: Any) -> None:
+        named = dict(self.passes[-1].model.named_parameters())
+        before, self.weights = self.weights, {n: p.detach().clone() for n, p in named.items()}
+        changes = {name: weight - before[name] for name, weight in self.weights.items()}
+        if len(self.rates) > 1 or not any(self.rates):
+            return
+        learned = {n: p.grad for n, p in named.items() if p.grad is not None and p.grad.any()}
+        still = [name for name in learned if not changes[name].any()]
+        if still:
+            self.faults[f"the step does not change {some(still)}"] = None
+        if sum((changes[name] * gradient).sum().item() for name, gradient in learned.items()) > 0:
+            self.faults["the step goes up the gradient instead of down"] = None
+        matrices = [name for name in learned if named[name].ndim > 1]
+        shares = [(changes[n].norm() / (before[n].norm() + 1e-12)).item() for n in matrices]
+        if shares and statistics.median(shares) > 0.03:
+            share = statistics.median(shares)
+            self.faults[f"the first step changes the weights by {share:.0%} of their size"] = None
+
+    def wrong_labels(self, train_passes: list[Pass]) -> str:
+        """Return how many pictures reached the loss with a label of another one, "" if few."""
+        if not self.samples:
+            return ""
+        pictures = code(torch.stack([picture for picture, _ in self.samples]))
+        truth = torch.tensor([label for _, label in self.samples])
+        wrong, total = 0, 0
+        for p, (_, labels) in zip(train_passes, self.losses, strict=False):
+            if labels.ndim == 1 and len(labels) == len(p.images):
+                likeness, nearest = (code(p.images.cpu()) @ pictures.T).max(dim=1)
+                known = likeness > 0.999  # not of mixed pictures
+                wrong += int((truth[nearest] != labels.cpu())[known].sum())
+                total += int(known.sum())
+        return f"{wrong} of {total} pictures have another label" if wrong > 0.1 * total else ""
+
+
+def code(images: Tensor) -> Tensor:
+    """Return vectors (N, 48) by which pictures are found again, also after normalisation."""
+    cells = F.adaptive_avg_pool2d(images.float(), 4).flatten(2)  # (N, 3, 16)
+    cells = F.normalize(cells - cells.mean(dim=2, keepdim=True), dim=2)
+    return F.normalize(cells.flatten(1), dim=1)
+
+
+def flat_gradient(weight: Tensor) -> Tensor:
+    gradient = torch.zeros_like(weight) if weight.grad is None else weight.grad
+    return gradient.detach().flatten().float()
+
+
+def difference(vector: Tensor, expected: Tensor, tolerance: float = 0.1) -> str:
+    """Return how a vector differs from the expected one, or "" if it is nearly the same."""
+    if (vector - expected).norm() <= tolerance * expected.norm():
+        return ""
+    ratio, cosine = vector.norm() / expected.norm(), F.cosine_similarity(vector, expected, dim=0)
+    return f"{ratio:.2g} times as long as it should be, at a cosine of {cosine:.2f}"
+
+
+def shuffled(orders: list[Tensor]) -> bool:
+    """Return whether the labels of two epochs, step by step, come mixed and in a new order."""
+    first, second = orders[: len(orders) // 2], orders[len(orders) // 2 :]
+    if len(first) < 2 or len(torch.concat(orders).unique()) < 2:
+        return True  # too few to tell
+    mixed = any(len(labels.unique()) > 1 for labels in orders)
+    return mixed and not all(map(torch.equal, first, second))
