@@ -8,6 +8,7 @@ What the pages say of a removed part is left out: of files that stand in the tab
 docs/adapting.md and are gone, and of the commands in them.
 """
 
+import importlib
 import os
 import re
 import shlex
@@ -160,6 +161,8 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("command", typed_commands())
 def test_a_command_is_accepted(command, place, monkeypatch, capsys):
+    for name in commands.names():  # before the next lines: `new` copies the real project
+        importlib.import_module(f"utils.commands.{name}")
     monkeypatch.chdir(place)
     monkeypatch.setattr(options, "PROJECT", place)  # it has the classes of docs/adapting.md
     for name, value in PATHS.items():
