@@ -192,7 +192,7 @@ def train_val_test(project: Path, root: str, **options: object) -> Trained:
 def check(project: Path, root: str, code: int = 0, **options: object) -> str:
     if "check" not in commands.names():
         pytest.skip("the command check was removed")
-    options = OPTIONS | {"train_data_root": root, "test_data_root": root} | options
+    options = OPTIONS | {"train_data_root": root} | options
     return run(project, "check", *as_words(options), code=code)
 
 

@@ -106,9 +106,9 @@ def test_twelve_classes_are_trained_validated_and_tested(twelve, tmp_path, layou
 
 @pytest.mark.skipif("check" not in commands.names(), reason="the command check was removed")
 def test_check_looks_at_folders_as_at_any_data_set(twelve, tmp_path):
-    options = {"train_data_root": twelve / "folders", "test_data_root": twelve / "own"}
+    options = {"train_data_root": twelve / "own", "test_data_root": twelve / "own"}
     options |= {"image_size": 64, "use_gpu": False, "checkpoint_root": tmp_path, "json": True}
-    options |= {"dataset": "Pictures"}
+    options |= {"dataset": "Pictures", "batch_size": 8}
     findings = json.loads(run("check", **options))
     marks = {finding["name"]: finding["mark"] for finding in findings}
     assert set(marks.values()) <= {"✓", "–"} and marks["Pictures can be read"] == "✓"

@@ -103,9 +103,10 @@ def the_run_has_enough_steps(case: ModelCase) -> str:
     Do: choose a smaller --batch-size or more epochs (--max-epoch)."""
     if case.train_size is None:
         raise NotChecked("the number of pictures is not known")
-    steps = case.options.max_epoch * math.ceil(case.train_size / case.options.batch_size)
-    seen = f"{steps:,} in {case.options.max_epoch} epochs"
-    Wrong.when(steps < 15, seen)
+    epochs = case.options.max_epoch
+    steps = epochs * math.ceil(case.train_size / case.options.batch_size)
+    seen = f"{steps:,} in {epochs} epochs"
+    Wrong.when(steps == epochs and 1 < steps < 15, f"{seen}: a batch is larger than the data")
     Doubt.when(steps < 100, seen)
     return seen
 
