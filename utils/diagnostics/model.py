@@ -487,11 +487,12 @@ def nothing_is_lost_on_the_way(case: ModelCase) -> str:
     Do: initialise by fan-in (kaiming_normal_), normalise between layers, use ReLU or GELU."""
     passages = case.trace.passages
     NotChecked.when(not passages, "the pass cannot be followed")
-    for before, op in zip([None, *passages], passages, strict=False):
+    layers = [number for number, op in enumerate(passages) if op.is_layer]
+    for number, op in enumerate(passages):
+        before = passages[number - 1] if number else None
         few = op.levels < 0.1 and op.cuts_gradient and not (before and before.gradient)
         Wrong.when(few, f"{op} leaves {op.levels:.1%} of the different numbers, and no gradient")
-        later = passages[passages.index(op) + 1 :]
-        narrow = op.width == 1 and any(other.is_layer for other in later)
+        narrow = op.width == 1 and number < max(layers, default=0)
         Wrong.when(narrow, f"{op} leaves a single number for each picture")
     known = [op for op in passages if op.width]
     NotChecked.when(not known, "no layer keeps the pictures apart")

@@ -4,6 +4,7 @@ import contextlib
 import copy
 import io
 import math
+import random
 import statistics
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -11,7 +12,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.nn.modules.module import register_module_forward_pre_hook
+from torch.nn.modules.module import (
+    register_module_forward_hook,
+    register_module_forward_pre_hook,
+)
 from torch.optim import Optimizer
 from torch.optim.optimizer import (
     register_optimizer_step_post_hook,
@@ -30,7 +34,7 @@ class Pass(NamedTuple):
     gradients: bool  # are computed
     gradients_left: bool  # of an earlier step
     images: Tensor
-    random_state: Tensor
+    random_states: tuple  # of Python, of the CPU and of the GPUs
 
     @property
     def pictures(self) -> set[int]:
@@ -47,11 +51,12 @@ class Rehearsal:
         self.losses: list[tuple[nn.Module, Tensor]] = []  # the criterion and the labels of a step
         self.stepped: set[int] = set()  # the weights that an optimizer changes
         self.rates: list[float] = []  # the learning rate of each step
-        self.weights: dict[str, Tensor] = {}  # before the present step, or after the last one
+        self.weights: dict[int, Tensor] = {}  # as they were when a pass, or a step, had ended
         self.faults: dict[str, None] = {}  # used as an ordered set
         self.watching = True
         handles = [
             register_module_forward_pre_hook(self.note_pass),
+            register_module_forward_hook(self.after_pass),
             register_optimizer_step_pre_hook(self.before_step),
             register_optimizer_step_post_hook(self.after_step),
         ]
@@ -66,24 +71,35 @@ class Rehearsal:
         gradients = torch.is_grad_enabled()
         if self.watching and type(module) is type(self.case.criterion) and gradients:
             self.losses.append((module, inputs[1]))
-        if self.watching and type(module) is self.model_class and module not in self.inner:
+        if self.is_model(module):
             self.inner.update(set(module.modules()) - {module})
-            left = any(p.grad is not None and p.grad.any() for p in module.parameters())
-            images, random_state = inputs[0].detach().clone(), torch.get_rng_state()
-            self.passes.append(Pass(module, module.training, gradients, left, images, random_state))
+            named = dict(module.named_parameters())
+            left = any(p.grad is not None and p.grad.any() for p in named.values())
+            states = random.getstate(), torch.get_rng_state(), gpu_states()
+            images = inputs[0].detach().clone()
+            self.passes.append(Pass(module, module.training, gradients, left, images, states))
+            old = {name: self.weights.get(id(weight), weight) for name, weight in named.items()}
+            changed = [name for name in old if not torch.equal(named[name], old[name])]
+            if changed and gradients:  # val may use other weights for a while
+                self.faults[f"{some(changed)} changes between two steps"] = None
+
+    def is_model(self, module: nn.Module) -> bool:
+        return self.watching and type(module) is self.model_class and module not in self.inner
+
+    def after_pass(self, module: nn.Module, _inputs: Any, _output: Any) -> None:
+        if self.is_model(module) and torch.is_grad_enabled():  # forward may limit its weights
+            self.keep_weights(module)
+
+    def keep_weights(self, model: nn.Module) -> None:
+        self.weights |= {id(weight): weight.detach().clone() for weight in model.parameters()}
 
     def before_step(self, optimizer: Optimizer, *_: Any) -> None:
         groups = optimizer.param_groups
         self.rates.append(max(g["lr"] / g.get("lr_factor", 1.0) for g in groups))
         self.stepped.update(id(weight) for g in groups for weight in g["params"])
-        last, old = self.passes[-1], self.weights
-        named = dict(last.model.named_parameters())
-        self.weights = {name: weight.detach().clone() for name, weight in named.items()}
-        changed = [n for n, w in self.weights.items() if n in old and not torch.equal(w, old[n])]
-        if changed:
-            self.faults[f"{some(changed)} changes between two steps"] = None
+        last = self.passes[-1]
         if len(self.rates) == 1 and self.losses and last.gradients:
-            actual = torch.concat([flat_gradient(weight) for weight in named.values()])
+            actual = torch.concat([flat_gradient(weight) for weight in last.model.parameters()])
             expected = self.expected_gradient(last)
             norm, clip_norm = expected.norm().item(), self.case.options.clip_norm or math.inf
             if clip_norm < 1e-5 * norm:
@@ -98,18 +114,25 @@ class Rehearsal:
         criterion, labels = self.losses[-1]
         self.watching, model = False, copy.deepcopy(last.model)
         model.zero_grad()
-        with torch.random.fork_rng(devices=[]), self.case.amp.autocast:
-            torch.set_rng_state(last.random_state)  # the same dropout
+        random_state, cpu_state, states = last.random_states
+        with torch.random.fork_rng(range(len(states))), self.case.amp.autocast:  # same dropout
+            random.setstate(random_state)
+            torch.set_rng_state(cpu_state)
+            torch.cuda.set_rng_state_all(states)
             criterion(model(last.images), labels).mean().backward()
         self.watching = True
         return torch.concat([flat_gradient(weight) for weight in model.parameters()])
 
     def after_step(self, optimizer: Optimizer, *_: Any) -> None:
-        named = dict(self.passes[-1].model.named_parameters())
-        before, self.weights = self.weights, {n: p.detach().clone() for n, p in named.items()}
-        changes = {name: weight - before[name] for name, weight in self.weights.items()}
-        if len(self.rates) > 1 or not any(self.rates):
-            return
+        model = self.passes[-1].model
+        if len(self.rates) == 1 and self.rates[0] and self.weights:
+            self.judge_step(dict(model.named_parameters()))
+        self.keep_weights(model)
+
+    def judge_step(self, named: dict[str, nn.Parameter]) -> None:
+        """Note whether a step has changed all weights that have a gradient, downwards, a little."""
+        before = {name: self.weights[id(weight)] for name, weight in named.items()}
+        changes = {name: weight.detach() - before[name] for name, weight in named.items()}
         learned = {n: p.grad for n, p in named.items() if p.grad is not None and p.grad.any()}
         still = [name for name in learned if not changes[name].any()]
         if still:
@@ -118,7 +141,8 @@ class Rehearsal:
             self.faults["the step goes up the gradient instead of down"] = None
         matrices = [name for name in learned if named[name].ndim > 1]
         shares = [(changes[n].norm() / (before[n].norm() + 1e-12)).item() for n in matrices]
-        if shares and statistics.median(shares) > 0.03:
+        in_warmup = self.rates[0] < 0.1 * self.case.options.lr
+        if shares and statistics.median(shares) > (0.03 if in_warmup else 0.5):
             share = statistics.median(shares)
             self.faults[f"the first step changes the weights by {share:.0%} of their size"] = None
 
@@ -136,6 +160,10 @@ class Rehearsal:
                 wrong += int((truth[nearest] != labels.cpu())[known].sum())
                 total += int(known.sum())
         return f"{wrong} of {total} pictures have another label" if wrong > 0.1 * total else ""
+
+
+def gpu_states() -> list[Tensor]:
+    return torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
 
 
 def code(images: Tensor) -> Tensor:
