@@ -500,7 +500,7 @@ def test_tensorboard_shows_two_runs(browser, run, many_classes, tmp_path):
                 with Image.open(io.BytesIO(data.read())) as image:
                     assert np.asarray(image.convert("RGB")).std() > 10
         graph = server.get("plugin/graphs/graph", run=name, conceptual="false").decode()
-        assert graph.count("node {") > 50 and 'op: "Convolution"' in graph
+        assert graph.count("node {") > 50 and 'op: "conv2d"' in graph
         tag = "confidence/all"
         histograms = server.json("plugin/histograms/histograms", run=name, tag=tag)
         for (_, step, buckets), expected in zip(histograms, (3, 6, 9), strict=True):

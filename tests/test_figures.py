@@ -115,22 +115,22 @@ class Forked(nn.Module):
 
 
 def test_the_graph_has_the_operations_of_each_layer_and_what_they_take():
-    operations = graph.operations_of(Forked(), torch.zeros(2, 3, 8, 8))
-    found = {(o.layer, o.name) for o in operations}
-    assert {("first", "Convolution"), ("second", "Convolution"), ("", "Add"), ("", "Mean")} < found
-    assert ("head", "Addmm") in found and not [o for o in operations if o.layer == "unused"]
-    (add,) = [o for o in operations if o.name == "Add"]
-    assert {operations[k].name for k in add.inputs} == {"Relu", "Convolution"}
-    weights = {name: shape for o in operations for name, shape in o.weights}
+    nodes = graph.nodes_of(Forked(), torch.zeros(2, 3, 8, 8))
+    found = {(node.layer, node.name) for node in nodes}
+    assert {("first", "conv2d"), ("second", "conv2d"), ("", "add"), ("", "mean")} < found
+    assert ("head", "linear") in found and not [node for node in nodes if node.layer == "unused"]
+    (add,) = [node for node in nodes if node.name == "add"]
+    assert {nodes[number].name for number in add.inputs} == {"relu", "conv2d"}
+    weights = {name: shape for node in nodes for name, shape in node.weights}
     assert weights["first.weight"] == (4, 3, 3, 3) and weights["head.bias"] == (2,)
-    assert all(before < k for k, o in enumerate(operations) for before in o.inputs)
+    assert all(before < number for number, node in enumerate(nodes) for before in node.inputs)
 
 
 @pytest.mark.parametrize("name", ["SqueezeNet", "ResNet34"])
 def test_the_graph_of_a_model_can_be_drawn_and_is_one_of_tensorboard(name):
     model = models.new(DefaultConfig(model=name), 2)
     before = copy.deepcopy(model.state_dict())
-    operations = graph.operations_of(model, torch.rand(2, 3, 64, 64))
+    operations = graph.nodes_of(model, torch.rand(2, 3, 64, 64))
     assert model.training and all(p.grad is None for p in model.parameters())
     assert all(torch.equal(x, before[key]) for key, x in model.state_dict().items())
     shown = {weight for o in operations for weight, _ in o.weights}

@@ -74,11 +74,11 @@ class Watch:
             self.vis.histogram("picture sizes", sizes, x=0)
         with suppress(Exception):  # the operations of some models cannot be followed
             images = torch.zeros(2, 3, self.opt.image_size, self.opt.image_size)
-            operations = graph.operations_of(self.model, images.to(device_of(self.model)))
-            drawing = graph.to_svg(operations)
+            nodes = graph.nodes_of(self.model, images.to(device_of(self.model)))
+            drawing = graph.to_svg(nodes)
             self.vis.svg("autograd graph", drawing)
             files.write_text(self.folder / "autograd.svg", drawing)
-            self.vis.graph(graph.to_graph_def(operations))
+            self.vis.graph(graph.to_graph_def(nodes))
 
     def batch(self, split: str, images: Tensor, labels: Tensor, x: int) -> None:
         """Show the pictures of a batch (N, 3, H, W) as the model sees them."""

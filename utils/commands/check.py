@@ -1,11 +1,15 @@
 """Say whether data, model and training are sound, and what to do about it."""
 
 import inspect
-from collections.abc import Callable
+import json
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, ClassVar
 
 from config import DefaultConfig
+from utils.diagnostics import Check, Finding, Wrong, run_check
 
 
 class Options(DefaultConfig):
@@ -31,7 +35,7 @@ def run(opt: Options, train: Callable) -> list:
 
     import data
     import models
-    from utils import diagnostics, recipe
+    from utils import recipe
     from utils.device import set_up_device
     from utils.diagnostics import data as data_checks
     from utils.diagnostics import learning as learning_checks
@@ -53,7 +57,7 @@ def run(opt: Options, train: Callable) -> list:
             train(**{**given, **REHEARSAL, "dataset": few, "checkpoint_root": folder})
         return few.seen
 
-    with diagnostics.Findings(opt.json) as findings:
+    with Findings(opt.json) as findings:
         # step 1: the data
         splits = [
             data_checks.Split(mode, data.open_split(opt, mode), make_loader)
@@ -90,6 +94,41 @@ def run(opt: Options, train: Callable) -> list:
         )
         findings.add(learning_checks.CHECKS, case)
     return findings
+
+
+class Findings(list[Finding]):
+    """What the checks found: printed as they come, or all at the end as JSON.
+
+    `with Findings() as findings:` is printed also if the checks cannot go on.
+    """
+
+    def __init__(self, as_json: bool = False) -> None:
+        super().__init__()
+        self.as_json, self.started = as_json, time.monotonic()
+
+    @property
+    def exit_code(self) -> int:
+        """The exit code of the command: 1 if something is wrong."""
+        return int(any(finding.mark == "✗" for finding in self))
+
+    def add(self, checks: Iterable[Check], case: Any) -> None:
+        for check in checks:
+            self.append(run_check(check, case))
+            if not self.as_json:
+                mark, name, seen, why, do = self[-1]
+                advice = f"\n    why: {why}\n    do:  {do}" if mark in "!✗" else ""
+                print(f"{mark} {name}: {seen}{advice}", flush=True)
+
+    def __enter__(self) -> "Findings":
+        return self
+
+    def __exit__(self, _type: Any, error: BaseException | None, _trace: Any) -> bool:
+        rows = [finding._asdict() for finding in self]
+        count = Counter(finding.mark for finding in self)
+        marks = f"{count['✓']} ✓, {count['!']} !, {count['✗']} ✗, {count['–']} – (not checked)"
+        line = f"{marks} in {time.monotonic() - self.started:.0f} s"
+        print(json.dumps(rows, ensure_ascii=False) if self.as_json else line)
+        return isinstance(error, Wrong)  # a finding says already that no sample can be read
 
 
 def few_samples_of(dataset_class: Callable, size: int = 20) -> Any:

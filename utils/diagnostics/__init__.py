@@ -6,10 +6,7 @@ tests/templates.py runs the same functions as tests.
 """
 
 import inspect
-import json
 import re
-import time
-from collections import Counter
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
@@ -48,43 +45,6 @@ class Finding(NamedTuple):
     seen: str
     why: str
     do: str
-
-    def __str__(self) -> str:
-        line = f"{self.mark} {self.name}: {self.seen}"
-        return f"{line}\n    why: {self.why}\n    do:  {self.do}" if self.mark in "!✗" else line
-
-
-class Findings(list[Finding]):
-    """What the checks found: printed as they come, or all at the end as JSON.
-
-    `with Findings() as findings:` is printed also if the checks cannot go on.
-    """
-
-    def __init__(self, as_json: bool = False) -> None:
-        super().__init__()
-        self.as_json, self.started = as_json, time.monotonic()
-
-    @property
-    def exit_code(self) -> int:
-        """The exit code of the command: 1 if something is wrong."""
-        return int(any(finding.mark == "✗" for finding in self))
-
-    def add(self, checks: Iterable[Check], case: Any) -> None:
-        for check in checks:
-            self.append(run_check(check, case))
-            if not self.as_json:
-                print(self[-1], flush=True)
-
-    def __enter__(self) -> "Findings":
-        return self
-
-    def __exit__(self, _type: Any, error: BaseException | None, _trace: Any) -> bool:
-        rows = [finding._asdict() for finding in self]
-        count = Counter(finding.mark for finding in self)
-        marks = f"{count['✓']} ✓, {count['!']} !, {count['✗']} ✗, {count['–']} – (not checked)"
-        line = f"{marks} in {time.monotonic() - self.started:.0f} s"
-        print(json.dumps(rows, ensure_ascii=False) if self.as_json else line)
-        return isinstance(error, Wrong)  # a finding says already that no sample can be read
 
 
 def run_check(check: Check, case: Any) -> Finding:

@@ -24,9 +24,9 @@ from utils import checkpoint, engine, recipe
 from utils.device import Precision
 from utils.guard import not_finite
 from utils.seed import seed_everything
+from utils.trace import PRODUCTS, Operation, Trace, is_scrambled
 
 from . import Doubt, NotChecked, Wrong, checks_in, some
-from .trace import PRODUCTS, Operation, Trace, is_scrambled
 
 Samples = list[tuple[Tensor, int]]  # pictures (3, H, W) and their labels
 FP32 = Precision("fp32", torch.device("cpu"))
@@ -218,13 +218,12 @@ def gradient_reaches_every_weight(case: ModelCase) -> str:
         case.train_shortly(model)
     zero = [name for name, p in trainable.items() if p.grad is None or not p.grad.any()]
     Wrong.when(zero, f"it is exactly 0 at {some(zero)}")
-    containers = (nn.Identity, nn.Sequential, nn.ModuleList, nn.ModuleDict)
-    idle = {n: m for n, m in model.named_modules() if n not in called and not any(m.children())}
-    idle = {n: m for n, m in idle.items() if not isinstance(m, containers)}
-    used = {type(module) for name, module in model.named_modules() if name in called}
-    idle = {n: m for n, m in idle.items() if type(m) not in used}  # a block may lack its dropout
-    skipped = [name for name, module in idle.items() if not [*module.parameters()]]
-    Doubt.when(skipped, f"forward never calls {some(skipped)}")
+    modules = dict(model.named_modules())
+    used = {nn.Identity, nn.Sequential, nn.ModuleList, nn.ModuleDict}
+    used |= {type(modules[name]) for name in called}  # one block may lack the dropout of the others
+    idle = [name for name, module in modules.items() if type(module) not in used]
+    idle = [name for name in idle if not [*modules[name].parameters(), *modules[name].children()]]
+    Doubt.when(idle, f"forward never calls {some(idle)}")
     return f"{len(trainable)} tensors"
 
 
@@ -265,20 +264,16 @@ def outputs_are_logits(case: ModelCase) -> str:
     """Outputs are logits
     Why: the loss applies the softmax; after another one, or a ReLU, the model hardly learns.
     Do: return the output of the last layer, with nothing behind it."""
-    model, started, hooks = case.trained(), [], []
-    for module in model.modules():
-        if module is not model and any(p.ndim > 1 for p in module.parameters(recurse=False)):
-            hooks += [module.register_forward_pre_hook(lambda layer, _: started.append(layer))]
+    model, path = case.trained(), case.trace.path
     logits = model(case.batch).double()
-    for hook in hooks:
-        hook.remove()
+    layers = [op.layer for op in path if op.is_layer and op.layer]
     outputs = [logits]
-    for factor in (1000, -1000) if started else ():  # of what the last layer returns
+    for factor in (1000, -1000) if layers else ():  # of what the last layer returns
 
         def scale(_layer: nn.Module, _inputs: Any, output: Any, factor: int = factor) -> Any:
             return tree_map_only(Tensor, lambda x: x * factor, output)
 
-        hook = started[-1].register_forward_hook(scale)
+        hook = model.get_submodule(layers[-1]).register_forward_hook(scale)
         outputs.append(model(case.batch).double())
         hook.remove()
     both, seen = torch.concat(outputs), f"{logits.min():.3g} … {logits.max():.3g}"
@@ -287,9 +282,8 @@ def outputs_are_logits(case: ModelCase) -> str:
     Wrong.when(is_probability, "each row is a probability: there is a softmax at the end")
     is_log_probability = both.logsumexp(dim=1).abs().max() < 1e-4
     Doubt.when(is_log_probability, "each row is a log-probability: the loss takes the logarithm")
-    NotChecked.when(not started, "the model has no layers with weights")
+    NotChecked.when(not layers, "the model has no layers with weights")
     Wrong.when(low >= 0 and high <= 1, "all lie within 0 … 1: there is a sigmoid at the end")
-    path = case.trace.path
     last = max((n for n, op in enumerate(path) if op.is_layer), default=len(path))
     one_sign = "all are positive: there is a ReLU or softplus at the end"
     at_the_end = any(op.flat for op in path[last:] if op.shapes[1][1:] == logits.shape[1:])
@@ -427,22 +421,17 @@ def both_modes_agree(case: ModelCase) -> str:
     Why: what is trained in one mode and missing in the other makes the figures of val bad.
     Do: look for `if self.training`, and for layers that are called in one mode only."""
     model, passes = case.trained(), []
-    called: dict[bool, set[str]] = {True: set(), False: set()}
-    hooks = [
-        layer.register_forward_hook(lambda *_, n=name: called[model.training].add(n))
-        for name, layer in model.named_modules()
-        if any(True for _ in layer.parameters(recurse=False))
-    ]
-    expected = model(case.batch).double()
+    layers = {op.layer for op in case.trace.operations if op.weights}
+    expected, called = model(case.batch).double(), set()
     for _ in range(4):
         with training_mode(model):
             for part in model.modules():
                 part.training = part.training and not isinstance(part, _DropoutNd)
-            passes.append(model(case.batch).double())
-    for hook in hooks:
-        hook.remove()
-    only = called[True] ^ called[False]
-    Wrong.when(only, f"{some(sorted(only))} is called in one mode only")
+            trace = Trace(model, case.batch)
+            passes.append(trace.logits.detach().double())
+            called |= {op.layer for op in trace.operations if op.weights}
+    only = sorted(layers ^ called)
+    Wrong.when(only, f"{some(only)} is called in one mode only")
     gap = (torch.stack(passes).mean(dim=0) - expected).norm()
     gap = (gap / (expected - expected.mean(dim=0)).norm()).item()
     Wrong.when(gap > 3, f"logits differ by {gap:.1f} times their spread")
@@ -541,9 +530,11 @@ def operations_suit_each_other(case: ModelCase) -> str:
     Why: a wrong axis or a wrong order raises no error, and the layers learn from mixed-up numbers.
     Do: permute before you reshape; a softmax takes the last axis; a layer follows a ReLU."""
     for op in case.trace.path:
-        for find_fault in (scrambled_axes, misplaced_softmax, mean_of_channels, heavy_dropout):
+        for find_fault in (scrambled_axes, misplaced_softmax, mean_of_channels):
             fault = find_fault(case.trace, op)
             Wrong.when(fault, f"{op} {fault}")
+        dropped = op.option("p", 1, default=0.0) if "dropout" in op.name else 0.0
+        Wrong.when(dropped > 0.8, f"{op} drops {dropped:.0%} of the numbers")
     norms = {n: m for n, m in case.model().named_modules() if isinstance(m, _BatchNorm)}
     forgets = [name for name, norm in norms.items() if (norm.momentum or 0) >= 0.9]
     Wrong.when(forgets, f"{some(forgets)} forgets all batches but the last: momentum 0.1 is usual")
@@ -604,11 +595,6 @@ def mean_of_channels(trace: Trace, op: Operation) -> str:
     if 1 in axes and any(maker.name in FILTERS for maker in makers):
         return f"is taken over the channels of {makers[0]}"
     return ""
-
-
-def heavy_dropout(_trace: Trace, op: Operation) -> str:
-    share = op.option("p", 1, default=0.0) if "dropout" in op.name else 0.0
-    return f"drops {share:.0%} of the numbers" if share > 0.8 else ""
 
 
 def units_differ(case: ModelCase) -> str:

@@ -1,16 +1,15 @@
 """Watch the command `train` while it runs on a few samples."""
 
 import contextlib
-import copy
 import io
 import math
-import random
 import statistics
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 from torch.nn import functional as F
 from torch.nn.modules.module import (
     register_module_forward_hook,
@@ -21,6 +20,8 @@ from torch.optim.optimizer import (
     register_optimizer_step_post_hook,
     register_optimizer_step_pre_hook,
 )
+
+from utils.seed import seed_everything
 
 from . import some
 from .model import ModelCase, Samples
@@ -34,7 +35,6 @@ class Pass(NamedTuple):
     gradients: bool  # are computed
     gradients_left: bool  # of an earlier step
     images: Tensor
-    random_states: tuple  # of Python, of the CPU and of the GPUs
 
     @property
     def pictures(self) -> set[int]:
@@ -54,20 +54,17 @@ class Rehearsal:
         self.weights: dict[int, Tensor] = {}  # as they were when a pass, or a step, had ended
         self.faults: dict[str, None] = {}  # used as an ordered set
         self.watching = True
-        handles = [
-            register_module_forward_pre_hook(self.note_pass),
-            register_module_forward_hook(self.after_pass),
-            register_optimizer_step_pre_hook(self.before_step),
-            register_optimizer_step_post_hook(self.after_step),
-        ]
-        try:
-            with contextlib.redirect_stdout(io.StringIO()):
-                self.samples = rehearse()
-        finally:
-            for handle in handles:
-                handle.remove()
+        with contextlib.ExitStack() as hooks, contextlib.redirect_stdout(io.StringIO()):
+            for hook in (
+                register_module_forward_pre_hook(self.before_pass),
+                register_module_forward_hook(self.after_pass),
+                register_optimizer_step_pre_hook(self.before_step),
+                register_optimizer_step_post_hook(self.after_step),
+            ):
+                hooks.callback(hook.remove)
+            self.samples = rehearse()
 
-    def note_pass(self, module: nn.Module, inputs: Any) -> None:
+    def before_pass(self, module: nn.Module, inputs: Any) -> None:
         gradients = torch.is_grad_enabled()
         if self.watching and type(module) is type(self.case.criterion) and gradients:
             self.losses.append((module, inputs[1]))
@@ -75,13 +72,16 @@ class Rehearsal:
             self.inner.update(set(module.modules()) - {module})
             named = dict(module.named_parameters())
             left = any(p.grad is not None and p.grad.any() for p in named.values())
-            states = random.getstate(), torch.get_rng_state(), gpu_states()
             images = inputs[0].detach().clone()
-            self.passes.append(Pass(module, module.training, gradients, left, images, states))
+            self.passes.append(Pass(module, module.training, gradients, left, images))
             old = {name: self.weights.get(id(weight), weight) for name, weight in named.items()}
             changed = [name for name in old if not torch.equal(named[name], old[name])]
-            if changed and gradients:  # val may use other weights for a while
-                self.faults[f"{some(changed)} changes between two steps"] = None
+            is_fault = changed and gradients  # val may use other weights for a while
+            self.note(is_fault, f"{some(changed)} changes between two steps")
+            seed_everything(0, "check")  # for the same dropout in expected_gradient
+
+    def note(self, is_fault: object, words: str) -> None:
+        self.faults |= {words: None} if is_fault else {}
 
     def is_model(self, module: nn.Module) -> bool:
         return self.watching and type(module) is self.model_class and module not in self.inner
@@ -99,29 +99,32 @@ class Rehearsal:
         self.stepped.update(id(weight) for g in groups for weight in g["params"])
         last = self.passes[-1]
         if len(self.rates) == 1 and self.losses and last.gradients:
-            actual = torch.concat([flat_gradient(weight) for weight in last.model.parameters()])
+            weights = [weight for weight in last.model.parameters() if weight.requires_grad]
+            gradients = [p.grad if p.grad is not None else torch.zeros_like(p) for p in weights]
+            actual = torch.concat([gradient.flatten().float() for gradient in gradients])
             expected = self.expected_gradient(last)
             norm, clip_norm = expected.norm().item(), self.case.options.clip_norm or math.inf
-            if clip_norm < 1e-5 * norm:
-                self.faults[f"the gradient has norm {norm:.2g}, and is clipped to almost 0"] = None
+            seen = f"the gradient has norm {norm:.2g}, and is clipped to almost 0"
+            self.note(clip_norm < 1e-5 * norm, seen)
             fault = difference(actual, expected * min(1, clip_norm / (norm + 1e-12)), 0.4)
-            if fault:
-                self.faults[f"the gradient of a step is {fault}"] = None
+            self.note(fault, f"the gradient of a step is {fault}")
 
     @torch.enable_grad()
     def expected_gradient(self, last: Pass) -> Tensor:
-        """Return the gradient of the mean loss, as one vector, by a second pass of a copy."""
-        criterion, labels = self.losses[-1]
-        self.watching, model = False, copy.deepcopy(last.model)
-        model.zero_grad()
-        random_state, cpu_state, states = last.random_states
-        with torch.random.fork_rng(range(len(states))), self.case.amp.autocast:  # same dropout
-            random.setstate(random_state)
-            torch.set_rng_state(cpu_state)
-            torch.cuda.set_rng_state_all(states)
-            criterion(model(last.images), labels).mean().backward()
+        """Return the gradient of the mean loss, as one vector, by a second pass with copies."""
+        self.watching, (criterion, labels) = False, self.losses[-1]
+        weights = {
+            name: p.detach().clone().requires_grad_(p.requires_grad)
+            for name, p in last.model.named_parameters()
+        }
+        tensors = weights | {name: x.clone() for name, x in last.model.named_buffers()}
+        seed_everything(0, "check")
+        with self.case.amp.autocast:
+            loss = criterion(functional_call(last.model, tensors, last.images), labels).mean()
+        trainable = [weight for weight in weights.values() if weight.requires_grad]
+        gradients = torch.autograd.grad(loss, trainable, materialize_grads=True)
         self.watching = True
-        return torch.concat([flat_gradient(weight) for weight in model.parameters()])
+        return torch.concat([gradient.flatten().float() for gradient in gradients])
 
     def after_step(self, optimizer: Optimizer, *_: Any) -> None:
         model = self.passes[-1].model
@@ -135,16 +138,15 @@ class Rehearsal:
         changes = {name: weight.detach() - before[name] for name, weight in named.items()}
         learned = {n: p.grad for n, p in named.items() if p.grad is not None and p.grad.any()}
         still = [name for name in learned if not changes[name].any()]
-        if still:
-            self.faults[f"the step does not change {some(still)}"] = None
-        if sum((changes[name] * gradient).sum().item() for name, gradient in learned.items()) > 0:
-            self.faults["the step goes up the gradient instead of down"] = None
+        self.note(still, f"the step does not change {some(still)}")
+        slope = sum((changes[name] * gradient).sum().item() for name, gradient in learned.items())
+        self.note(slope > 0, "the step goes up the gradient instead of down")
         matrices = [name for name in learned if named[name].ndim > 1]
         shares = [(changes[n].norm() / (before[n].norm() + 1e-12)).item() for n in matrices]
+        share = statistics.median(shares or [0.0])
         in_warmup = self.rates[0] < 0.1 * self.case.options.lr
-        if shares and statistics.median(shares) > (0.03 if in_warmup else 0.5):
-            share = statistics.median(shares)
-            self.faults[f"the first step changes the weights by {share:.0%} of their size"] = None
+        seen = f"the first step changes the weights by {share:.0%} of their size"
+        self.note(share > (0.03 if in_warmup else 0.5), seen)
 
     def wrong_labels(self, train_passes: list[Pass]) -> str:
         """Return how many pictures reached the loss with a label of another one, "" if few."""
@@ -162,20 +164,11 @@ class Rehearsal:
         return f"{wrong} of {total} pictures have another label" if wrong > 0.1 * total else ""
 
 
-def gpu_states() -> list[Tensor]:
-    return torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
-
-
 def code(images: Tensor) -> Tensor:
     """Return vectors (N, 48) by which pictures are found again, also after normalisation."""
     cells = F.adaptive_avg_pool2d(images.float(), 4).flatten(2)  # (N, 3, 16)
     cells = F.normalize(cells - cells.mean(dim=2, keepdim=True), dim=2)
     return F.normalize(cells.flatten(1), dim=1)
-
-
-def flat_gradient(weight: Tensor) -> Tensor:
-    gradient = torch.zeros_like(weight) if weight.grad is None else weight.grad
-    return gradient.detach().flatten().float()
 
 
 def difference(vector: Tensor, expected: Tensor, tolerance: float = 0.1) -> str:

@@ -62,8 +62,9 @@ class Trace(TorchFunctionMode):
     """The operations of one forward pass, and of the backward pass of a loss."""
 
     def __init__(
-        self, model: nn.Module, images: Tensor, loss: Callable[[Tensor], Tensor] = torch.sum
+        self, model: nn.Module, images: Tensor, loss: Callable[[Tensor], Tensor] | None = None
     ) -> None:
+        """loss: of the logits (N, K), for a backward pass; None: there is none."""
         super().__init__()
         self.operations: list[Operation] = []
         self.running: list[str] = []  # the layers, from the outermost to the innermost
@@ -80,7 +81,7 @@ class Trace(TorchFunctionMode):
             self.logits = model(images)
         for hook in hooks:
             hook.remove()
-        if self.logits.requires_grad:
+        if loss and self.logits.requires_grad:
             with torch.enable_grad():
                 loss(self.logits).backward()
 
