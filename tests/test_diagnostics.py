@@ -346,6 +346,35 @@ class DividesByTheDeviation(Sound):
         return super().features(images / images.std(dim=(1, 2, 3), keepdim=True))
 
 
+class PrefersAClass(Sound):
+    """Class 1 has no picture in the table from which its prior comes."""
+
+    def forward(self, images):
+        return super().forward(images) + torch.tensor([1.0, 1e-12]).log()
+
+
+class CastsToIntegers(Sound):
+    def features(self, images):
+        return super().features(images.clamp(0, 15).long().float())
+
+
+class LooksBesideThePicture(Sound):
+    """Only the middle of the second filter lies within the picture."""
+
+    def __init__(self, num_classes):
+        super().__init__(num_classes)
+        self.far = nn.Conv2d(16, 16, 3, padding=16, dilation=16)
+
+    def features(self, images):
+        return self.far(self.norm(self.conv(images)).relu()).relu().amax(dim=(2, 3))
+
+
+class IsADeepLine(nn.Sequential):
+    def __init__(self, num_classes):
+        layers = nn.Conv2d(3, 8, 3, 2), nn.LeakyReLU(1.0), nn.Conv2d(8, 8, 3, 2), nn.LeakyReLU(1.0)
+        super().__init__(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, num_classes))
+
+
 FAULTS: dict[str, list] = {
     "one_logit_per_class": [
         *(OneLogitTooMany, SqueezesTheBatch, IgnoresTheClassCount, ReturnsATuple),
@@ -357,7 +386,7 @@ FAULTS: dict[str, list] = {
         *(SkipsALayer, HasAnIdleLayer, SkipsDropout, Detaches, GoesThroughNumpy),
         *(HasNoGradInTheMiddle, TakesData, Rounds, IsFrozen),
     ],
-    "first_loss": [HasLargeWeights],
+    "first_loss": [HasLargeWeights, PrefersAClass],
     "outputs_are_logits": [
         *(EndsInSoftmax, EndsInSigmoid, EndsInRelu, EndsInLogSoftmax, EndsInTanh, EndsInSoftplus),
         DropsLogits,
@@ -365,12 +394,13 @@ FAULTS: dict[str, list] = {
     "pictures_are_independent": [
         *(CentresOverTheBatch, MixesTheLastTwo, ReshapesWrongly, TakesSoftmaxOverTheBatch),
     ],
-    "the_model_is_nonlinear": [IsALine],
+    "the_model_is_nonlinear": [IsALine, IsADeepLine],
     "the_whole_picture_counts": [LooksAtACorner, LooksAtRed, AlwaysSaysTheSame],
     "evaluation_changes_nothing": [CountsInEval, FreezesItsNormInForward],
     "eval_mode_is_deterministic": [ForgetsDropoutsMode, DropsNothing],
     "saved_model_predicts_the_same": [SavesHalf, KeepsSomethingToItself],
-    "nothing_is_lost_on_the_way": [Explodes, Vanishes],
+    "nothing_is_lost_on_the_way": [Explodes, Vanishes, CastsToIntegers],
+    "operations_suit_each_other": [LooksBesideThePicture],
     "few_units_are_dead": [IsDead],
     "units_differ": [StartsFromZeros, StartsFromAConstant, HasAConstantLayer],
     "uniform_pictures_are_finite": [TakesLogOfZero, DividesByTheDeviation],
@@ -469,10 +499,50 @@ class FollowsSlowly(Sound):
         self.norm = nn.BatchNorm2d(16, momentum=0.01)
 
 
-SOUND = [Sound, StartsWithAHeadOfZeros, HasAttention, HasGroupNorm, ScalesItsLayers, FollowsSlowly]
+class ComputesItsWeight(Sound):
+    def __init__(self, num_classes):
+        super().__init__(num_classes)
+        self.conv = nn.utils.weight_norm(self.conv)
+
+
+class HasAHeadForTrainingAlone(Sound):
+    """Its result is for a loss of its own: the logits do not depend on it."""
+
+    def __init__(self, num_classes):
+        super().__init__(num_classes)
+        self.other = nn.Linear(16, 3)
+        self.other.requires_grad_(False)
+
+    def features(self, images):
+        features = super().features(images)
+        if self.training:
+            self.other(features)
+        return features
+
+
+class HasComplexWeights(Sound):
+    def __init__(self, num_classes):
+        super().__init__(num_classes)
+        self.factors = nn.Parameter(torch.randn(16, 9, dtype=torch.cfloat) * 0.1 + 1)
+
+    def features(self, images):
+        features = super().features(images)
+        return torch.fft.irfft(torch.fft.rfft(features) * self.factors.mean(dim=0), n=16)
+
+
+class SeesFewShades(Sound):
+    """16 shades of each colour are enough."""
+
+    def features(self, images):
+        return super().features((4 * images).clamp(-8, 7).long().float() / 4)
+
+
+SOUND = [ComputesItsWeight, HasAHeadForTrainingAlone, HasComplexWeights, SeesFewShades]
+SOUND += [Sound, StartsWithAHeadOfZeros, HasAttention, HasGroupNorm, ScalesItsLayers, FollowsSlowly]
 SOUND += [StartsABranchFromZero, HasAFrozenBackbone]
 
 
+@pytest.mark.filterwarnings("ignore::FutureWarning")  # of the old weight_norm
 @pytest.mark.parametrize("model", SOUND)
 def test_a_sound_model_raises_no_alarm(model):
     assert alarms(check_model.CHECKS, model_case(model)) == {}
@@ -883,7 +953,7 @@ def test_a_rare_class_is_not_told_by_chance(tmp_path):
 
 
 def test_sound_data_raises_no_alarm(tmp_path):
-    for number in range(60):
+    for number in range(90):
         for kind in ("fir", "oak"):
             draw(kind, number).save(tmp_path / f"{kind}.{number}.jpg")
     assert alarms(check_data.CHECKS, data_case(tmp_path)).keys() == NOT_CHECKED
@@ -912,7 +982,7 @@ def test_what_a_data_set_does_not_tell_is_not_checked(pictures):
     assert {finding.mark for finding in found.values()} == {"–"}
     assert found.keys() == NOT_CHECKED | {
         *("samples_show_their_files", "pictures_are_large_enough", "splits_share_no_picture"),
-        *("no_file_is_a_copy", "no_shortcut"),
+        *("no_file_is_a_copy", "no_shortcut", "labels_mean_the_same_in_val"),
     }
     assert "no method `path`" in found["no_shortcut"].seen
 
@@ -994,6 +1064,31 @@ def test_sound_training_raises_no_alarm(model, optimizer):
     # The command and the number of pictures are not handed in here.
     assert found.keys() == {"train_command_is_in_order", "the_run_has_enough_steps"}
     assert found["train_command_is_in_order"].mark == "–"
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")  # of the old weight_norm
+@pytest.mark.parametrize("model", [ComputesItsWeight, HasComplexWeights])
+def test_weights_that_are_computed_or_complex_are_trained_without_alarm(model):
+    found = alarms(check_learning.CHECKS, learning_case(model), "!✗")
+    assert found.keys() == set()
+
+
+@pytest.mark.parametrize(
+    ("options", "mark"),
+    [
+        ({}, "✓"),
+        ({"limit_batches": 1}, "✗"),
+        ({"limit_batches": 10}, "✓"),
+        ({"freeze": 10}, "✗"),
+        ({"freeze": 9}, "✓"),
+        ({"max_epoch": 9}, "!"),
+    ],
+)
+def test_options_that_leave_too_few_steps_are_found(options, mark):
+    options = {"max_epoch": 10, "batch_size": 10, **options}
+    case = replace(learning_case(), train_size=100, weights_loaded=False)
+    case.options = DefaultConfig(**options)
+    assert diagnostics.run_check(check_learning.the_run_has_enough_steps, case).mark == mark
 
 
 def test_few_pictures_are_no_fault_of_the_training():
@@ -1088,7 +1183,7 @@ def test_a_notebook_gets_the_findings_when_something_is_wrong(pictures, tmp_path
     assert marks["Outputs are logits"] == "✗"
     assert marks[TITLE] == "✓"  # rehearsed, although the data set has no files to copy
     assert marks["The test folder is complete"] == "–"
-    assert " 6 – (not checked) in " in capsys.readouterr().out
+    assert " 7 – (not checked) in " in capsys.readouterr().out
 
 
 class Fails(IsMinimal):

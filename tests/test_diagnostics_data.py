@@ -320,3 +320,55 @@ def test_few_pictures_raise_no_alarm(count, tmp_path):
     draw_set(tmp_path, count=count, kinds="abcde" if count == 30 else ("fir", "oak"))
     case = data_case(tmp_path / "train", Pictures, test=tmp_path / "test1")
     assert alarms(check_data.CHECKS, case, "✗") == {}
+
+
+@pytest.mark.parametrize(("fault", "mark"), [("swapped", "✗"), ("mixed", "!"), ("", "✓")])
+def test_labels_that_mean_something_else_in_val_are_found(fault, mark, tmp_path):
+    draw_set(tmp_path / "drawn", count=1000 if fault == "mixed" else 300)
+    for number, path in enumerate(sorted((tmp_path / "drawn/train").rglob("*.jpg"))):
+        split = ("train", "val")[number % 4 == 0]
+        kinds = ["fir", "oak"]
+        kind = kinds[kinds.index(path.parent.name) ^ (fault == "swapped" and split == "val")]
+        kind = kinds[number // 2 % 2] if fault == "mixed" else kind
+        (tmp_path / "set" / split / kind).mkdir(parents=True, exist_ok=True)
+        path.rename(tmp_path / "set" / split / kind / f"{number}.jpg")
+    case = data_case(tmp_path / "set", Pictures)
+    assert mark_of(check_data.labels_mean_the_same_in_val, case) == mark
+
+
+def test_a_val_split_without_contrast_is_found(drawn):
+    class Fades(Pictures):
+        def __getitem__(self, index):
+            image, label = super().__getitem__(index)
+            return 120 + image // 16 if self.mode == "val" else image, label
+
+    assert mark_of(check_data.images_are_normalised, data_case(drawn / "train", Fades)) == "✗"
+
+
+def test_pictures_of_which_only_the_top_differs_are_found(drawn):
+    class ShowsTheTop(Pictures):
+        def __getitem__(self, index):
+            image, label = super().__getitem__(index)
+            image[:, 6:] = 128
+            return image, label
+
+    case = data_case(drawn / "train", ShowsTheTop)
+    assert mark_of(check_data.samples_fit_the_loader, case) == "✗"
+
+
+@pytest.mark.parametrize(
+    ("check", "options", "mark"),
+    [
+        (check_data.classes_are_balanced, {"val_share": 0.96}, "✗"),
+        (check_data.classes_are_balanced, {"val_share": 0.7}, "✓"),
+        (check_data.only_train_is_augmented, {"crop_scale": 0.001}, "✗"),
+        (check_data.only_train_is_augmented, {"crop_scale": 0.08}, "✓"),
+    ],
+)
+def test_options_that_spoil_the_splits_are_found(check, options, mark, drawn):
+    def open_split(root, mode, image_size):
+        return Pictures(root, mode=mode, image_size=image_size, **options)
+
+    case = data_case(drawn / "train", open_split)
+    case.options = DefaultConfig(**options)
+    assert mark_of(check, case) == mark

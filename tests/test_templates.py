@@ -106,4 +106,4 @@ def test_the_mixin_catches(fault, caught_by, pictures):
         assert result.failures and not result.errors
     else:
         unittest.defaultTestLoader.loadTestsFromTestCase(case).run(result)
-        assert result.wasSuccessful() and result.testsRun == 15
+        assert result.wasSuccessful() and result.testsRun == 16

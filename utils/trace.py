@@ -1,6 +1,7 @@
 """Record what happens in a forward pass: each operation from the pictures to the logits."""
 
 import sys
+import warnings
 from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
@@ -31,7 +32,7 @@ class Operation:
     options: dict[str | int, Any]  # other arguments, by name or number
     shapes: tuple[torch.Size, torch.Size]  # of its first tensor and of its result
     cuts_gradient: bool  # its first tensor has a gradient, its result has none
-    levels: float  # different numbers among some of its result, over those of its first tensor
+    levels: int  # different numbers among up to 10,000 of its result
     width: int = 0  # numbers for a picture; 0: it is not known which axis is that of the pictures
     size: float = 0.0  # root mean square
     spread: float = 1.0  # root mean square of the difference from the mean picture, over `size`
@@ -70,7 +71,8 @@ class Trace(TorchFunctionMode):
         self.running: list[str] = []  # the layers, from the outermost to the innermost
         self.results: list[Any] = []  # kept, because an id may be used again for a new tensor
         self.images = images.clone().requires_grad_()
-        images = self.images * 1  # a model may change its input in place
+        with torch.enable_grad():
+            images = self.images * 1  # a model may change its input in place
         self.count, self.maker = len(images), {id(images): -1}
         self.parameters = {id(weight) for weight in model.parameters()}
         hooks = []
@@ -98,7 +100,8 @@ class Trace(TorchFunctionMode):
         known = self.note(name, args, kwargs, first if name == "__setitem__" else result)
         if known and before is not None and isinstance(result, Tensor):
             call = lambda x: function(x, *args[1:], **kwargs)  # noqa: E731
-            with suppress(Exception):  # it does not take numbers in another shape
+            with suppress(Exception), warnings.catch_warnings(action="ignore"):
+                # Functions that do not take numbers in another shape raise, or warn.
                 note_slope(self.operations[-1], call, before.detach(), result.detach())
         return result
 
@@ -129,7 +132,7 @@ class Trace(TorchFunctionMode):
             options=options,
             shapes=(before.shape, output.shape),
             cuts_gradient=tensors[0].requires_grad and not outputs[0].requires_grad,
-            levels=different(output) / different(before) if before.shape == output.shape else 1.0,
+            levels=different(output),
         )
         is_split = len(outputs) > 1 and outputs[1].shape == outputs[0].shape  # as chunk does
         if output.is_floating_point() and self.count in output.shape[:2] and not is_split:

@@ -5,7 +5,7 @@ They look at many names of files, at the first bytes of fewer, and at the pixels
 
 import re
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
@@ -178,6 +178,8 @@ def classes_are_balanced(case: DataCase) -> str:
         seen[split.name] = f"{split.name} has {text}"
         Wrong.when(min(split.counts) == 0 or len(split.counts) < 2, seen[split.name])
     train, val = (np.array(split.counts) for split in case.splits)
+    is_rest = case.options and case.options.val_share > 0.5 and val.sum() > 9 * train.sum()
+    Wrong.when(is_rest, f"{', '.join(seen.values())}: --val-share leaves little for train")
     expected = train * val.sum() / train.sum()
     lost = (expected >= 20) & (val < 0.1 * expected) & (val < 0.1 * val.mean())
     Wrong.when(lost.any(), f"{', '.join(seen.values())}: val lacks a class of train")
@@ -221,6 +223,10 @@ def samples_fit_the_loader(case: DataCase) -> str:
     Wrong.when(not fit, seen)
     different = len({image.numpy().tobytes() for image in images})
     Wrong.when(different < len(images) / 2, f"of {len(images)} samples only {different} differ")
+    val = torch.stack([image for _, image, _ in case.val.samples] or images[:1]).float()
+    same = (val.std(dim=0, correction=0).amax(dim=0) < 2).float().mean().item()
+    large = len(val) >= MIN_COUNT and same > 0.75
+    Wrong.when(large, f"{same:.0%} of the area is the same in all samples of val")
     return seen
 
 
@@ -368,6 +374,50 @@ def labels_told_by_names(split: Split) -> dict[int, int]:
     return told if len({*told.values()}) > 1 else {}
 
 
+def labels_mean_the_same_in_val(case: DataCase) -> str:
+    """Labels mean the same in train and val
+    Why: if classes are numbered in another order, val says the opposite of what was learned.
+    Do: give both splits the same list of classes, and look at some pictures of both."""
+    seen = {}
+    for split in case.splits:
+        NotChecked.when(split not in case.with_files, "the data set has no method `path`")
+        seen[split] = quick_features([*split.thumbnails.values()])
+    train, val = ((x, torch.as_tensor(s.labels[[*s.thumbnails]])) for s, x in seen.items())
+    half = torch.arange(len(train[0])) % 2 == 0
+    sizes = int(half.sum()), len(val[0])
+    NotChecked.when(min(sizes) < 50, "there are too few files")
+    within = quick_accuracy(*(part[half] for part in train), *(part[~half] for part in train))
+    across, chance = quick_accuracy(*train, *val), 1 / len(case.train.classes)
+    noise = [4 * (chance * (1 - chance) / size) ** 0.5 for size in sizes]
+    words = f"a quick model is right for {across:.0%} in val, for {within:.0%} in train"
+    learns, opposite = within > chance + noise[0], across < chance - noise[1]
+    Wrong.when(learns and opposite, f"{words}: val has other labels")
+    Doubt.when(learns and across < chance, words)
+    Doubt.when(sizes[0] >= 300 and not learns, f"{words}, which is no more than by chance")
+    return words
+
+
+def quick_features(thumbnails: Sequence[Tensor]) -> Tensor:
+    """Return colours and edges of 8 x 8 parts of pictures, as rows (M, 320)."""
+    pictures = torch.stack([*thumbnails])
+    grey = pictures.mean(dim=1, keepdim=True)
+    parts = pictures, *(grey.diff(dim=dim).abs() for dim in (2, 3))
+    return torch.concat([F.adaptive_avg_pool2d(part, 8).flatten(1) for part in parts], dim=1)
+
+
+def quick_accuracy(rows: Tensor, labels: Tensor, new_rows: Tensor, new_labels: Tensor) -> float:
+    """Return the balanced accuracy on new rows of a ridge regression of the labels."""
+    mean, std = rows.mean(dim=0), rows.std(dim=0) + 1e-6
+    rows, new_rows = (rows - mean) / std, (new_rows - mean) / std
+    truth = F.one_hot(labels).float()
+    weights = torch.linalg.solve(
+        rows.T @ rows + len(rows) * torch.eye(rows.shape[1]), rows.T @ (truth - truth.mean(dim=0))
+    )
+    answers = (new_rows @ weights).argmax(dim=1)
+    right = [(answers[new_labels == k] == k).float().mean() for k in new_labels.unique()]
+    return torch.stack(right).mean().item()
+
+
 def splits_share_no_picture(case: DataCase) -> str:
     """Train and val share no picture, and test none with train
     Why: a model knows the pictures it was trained on, so val and test look better than they are.
@@ -466,13 +516,16 @@ def images_are_normalised(case: DataCase) -> str:
     Wrong.when(not images.isfinite().all() or not sound or abs(mean) > 3, seen)
     Doubt.when(abs(mean) > 1.5 or std < 0.3 or std > 2.5, seen)
     train, val = (appearance(split.batch[0].float()) for split in case.splits)
+    contrasts = [train[:, 1].mean(), val[:, 1].mean()]
+    differ = max(contrasts) > 4 * min(contrasts)
+    Wrong.when(differ, "contrast is {:.2f} in train and {:.2f} in val".format(*contrasts))
     for number, name in enumerate(("brightness", "contrast", "red minus blue")):
         a, b = train[:, number], val[:, number]
         gap, noise = (a.mean() - b.mean()).abs(), (a.var() / len(a) + b.var() / len(b)).sqrt()
         if gap > 8 * noise + 0.1:
             highest = [split.batch[0].max() for split in case.splits]
-            severity = Wrong if gap > 0.5 and abs(highest[0] - highest[1]) > 0.5 else Doubt
-            raise severity(f"{name} is {a.mean():.2f} in train and {b.mean():.2f} in val")
+            verdict = Wrong if gap > 0.5 and abs(highest[0] - highest[1]) > 0.5 else Doubt
+            raise verdict(f"{name} is {a.mean():.2f} in train and {b.mean():.2f} in val")
     return seen
 
 
@@ -499,6 +552,8 @@ def only_train_is_augmented(case: DataCase) -> str:
     first, second = case.train.batch[0], case.train.load(epoch=1)[0]
     changed = (first != second).flatten(1).any(dim=1).float().mean().item()
     seen = f"{changed:.0%} of the train pictures change with the epoch, no val picture does"
+    if case.options and (scale := case.options.crop_scale) < 0.01:
+        raise Wrong(f"{seen}; --crop-scale lets a crop show as little as {scale:.1%} of a picture")
     Doubt.when(changed < 0.5, seen)
     return seen
 

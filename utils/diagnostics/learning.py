@@ -17,7 +17,7 @@ from utils.seed import seed_everything
 
 from . import Doubt, NotChecked, Wrong, checks_in
 from .model import ModelCase
-from .rehearsal import Rehearsal, difference, shuffled
+from .rehearsal import Rehearsal, as_vector, difference, shuffled
 
 
 def the_loss_favours_the_right_class(case: ModelCase) -> str:
@@ -59,18 +59,17 @@ def a_step_follows_the_gradient(case: ModelCase) -> str:
     with torch.enable_grad(), case.amp.autocast:
         loss = case.criterion(model(case.images[rows]), case.labels[rows]).mean()
     gradients = torch.autograd.grad(loss, weights, materialize_grads=True)
-    expected = torch.concat([-0.1 * gradient.flatten() for gradient in gradients]).float()
+    expected = -0.1 * as_vector(gradients)
 
     def fault_of_update(old_gradient: float, accumulate: int = 1) -> str:
         """Return how a step differs; in eval mode, where parts of a batch are independent."""
         model.load_state_dict(state)
-        before = torch.concat([p.detach().flatten() for p in weights])
+        before = as_vector(weights)
         for parameter in weights:
             parameter.grad = torch.full_like(parameter, old_gradient)
         optimizer = torch.optim.SGD(weights, lr=0.1)
         case.step(model, optimizer, rows, clip_norm=None, accumulate=accumulate)
-        after = torch.concat([p.detach().flatten() for p in weights])
-        return difference((after - before).float(), expected)
+        return difference(as_vector(weights) - before, expected)
 
     if fault := fault_of_update(old_gradient=1.0):
         plain = fault_of_update(old_gradient=0.0)
@@ -99,9 +98,13 @@ def the_run_has_enough_steps(case: ModelCase) -> str:
     Do: choose a smaller --batch-size or more epochs (--max-epoch)."""
     if case.train_size is None:
         raise NotChecked("the number of pictures is not known")
-    epochs = case.options.max_epoch
-    steps = epochs * math.ceil(case.train_size / case.options.batch_size)
+    epochs, batches = case.options.max_epoch, math.ceil(case.train_size / case.options.batch_size)
+    shown = min(batches, case.options.limit_batches or batches)  # in an epoch
+    steps = epochs * shown
     seen = f"{steps:,} in {epochs} epochs"
+    Wrong.when(shown < batches / 2, f"{seen}: --limit-batches shows {shown} of {batches} batches")
+    frozen = case.options.freeze >= epochs and not case.weights_loaded
+    Wrong.when(frozen, f"{seen}, and none for random weights: --freeze={case.options.freeze}")
     Wrong.when(steps == epochs and 1 < steps < 15, f"{seen}: a batch is larger than the data")
     Doubt.when(steps < 100, seen)
     return seen

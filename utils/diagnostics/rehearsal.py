@@ -4,7 +4,7 @@ import contextlib
 import io
 import math
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import torch
@@ -100,8 +100,7 @@ class Rehearsal:
         last = self.passes[-1]
         if len(self.rates) == 1 and self.losses and last.gradients:
             weights = [weight for weight in last.model.parameters() if weight.requires_grad]
-            gradients = [p.grad if p.grad is not None else torch.zeros_like(p) for p in weights]
-            actual = torch.concat([gradient.flatten().float() for gradient in gradients])
+            actual = as_vector(torch.zeros_like(p) if p.grad is None else p.grad for p in weights)
             expected = self.expected_gradient(last)
             norm, clip_norm = expected.norm().item(), self.case.options.clip_norm or math.inf
             seen = f"the gradient has norm {norm:.2g}, and is clipped to almost 0"
@@ -124,7 +123,7 @@ class Rehearsal:
         trainable = [weight for weight in weights.values() if weight.requires_grad]
         gradients = torch.autograd.grad(loss, trainable, materialize_grads=True)
         self.watching = True
-        return torch.concat([gradient.flatten().float() for gradient in gradients])
+        return as_vector(gradients)
 
     def after_step(self, optimizer: Optimizer, *_: Any) -> None:
         model = self.passes[-1].model
@@ -171,6 +170,12 @@ def code(images: Tensor) -> Tensor:
     return F.normalize(cells.flatten(1), dim=1)
 
 
+def as_vector(tensors: Iterable[Tensor]) -> Tensor:
+    """Return a copy of all numbers of tensors in one vector; a complex number counts as two."""
+    parts = [torch.view_as_real(x) if x.is_complex() else x for x in tensors]
+    return torch.concat([part.detach().flatten().float() for part in parts])
+
+
 def difference(vector: Tensor, expected: Tensor, tolerance: float = 0.1) -> str:
     """Return how a vector differs from the expected one, or "" if it is nearly the same."""
     if (vector - expected).norm() <= tolerance * expected.norm():
@@ -182,7 +187,7 @@ def difference(vector: Tensor, expected: Tensor, tolerance: float = 0.1) -> str:
 def shuffled(orders: list[Tensor]) -> bool:
     """Return whether the labels of two epochs, step by step, come mixed and in a new order."""
     first, second = orders[: len(orders) // 2], orders[len(orders) // 2 :]
-    if len(first) < 2 or len(torch.concat(orders).unique()) < 2:
+    if len(first) < 2:
         return True  # too few to tell
     mixed = any(len(labels.unique()) > 1 for labels in orders)
     return mixed and not all(map(torch.equal, first, second))
