@@ -537,7 +537,7 @@ class SeesFewShades(Sound):
         return super().features((4 * images).clamp(-8, 7).long().float() / 4)
 
 
-SOUND = [ComputesItsWeight, HasAHeadForTrainingAlone, HasComplexWeights, SeesFewShades]
+SOUND: list = [ComputesItsWeight, HasAHeadForTrainingAlone, HasComplexWeights, SeesFewShades]
 SOUND += [Sound, StartsWithAHeadOfZeros, HasAttention, HasGroupNorm, ScalesItsLayers, FollowsSlowly]
 SOUND += [StartsABranchFromZero, HasAFrozenBackbone]
 

@@ -23,6 +23,7 @@ class Options(DefaultConfig):
 # A rehearsal of `train`: two short epochs, without what only a long run needs.
 REHEARSAL: dict = {"max_epoch": 2, "batch_size": 8, "accumulate": 1, "num_workers": 0}
 REHEARSAL |= {"resume": False, "cache": "none", "visdom_port": 1, "debug_file": None}
+REHEARSAL |= {"mirror": False, "calibrate": False}
 
 
 def run(opt: Options, train: Callable) -> list:

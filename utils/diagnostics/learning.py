@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from utils import engine, files, recipe
+from utils.muon import Muon
 from utils.seed import seed_everything
 
 from . import Doubt, NotChecked, Wrong, checks_in
@@ -49,6 +50,17 @@ def scales_of_right_logits(case: ModelCase, labels: Tensor) -> list[tuple[float,
     return [(scale, case.criterion(scale * truth, labels).mean().item()) for scale in scales]
 
 
+class GradientDescent(Muon):
+    """A step subtracts lr times the gradient. torch's SGD takes seconds to load."""
+
+    @torch.no_grad()
+    def step(self) -> None:  # type: ignore[override]  # no closure
+        for group in self.param_groups:
+            for weight in group["params"]:
+                if weight.grad is not None:
+                    weight.sub_(weight.grad, alpha=group["lr"])
+
+
 def a_step_follows_the_gradient(case: ModelCase) -> str:
     """A step follows the gradient of the mean loss
     Why: a forgotten zero_grad, a second backward or a wrong factor spoil each update.
@@ -67,7 +79,7 @@ def a_step_follows_the_gradient(case: ModelCase) -> str:
         before = as_vector(weights)
         for parameter in weights:
             parameter.grad = torch.full_like(parameter, old_gradient)
-        optimizer = torch.optim.SGD(weights, lr=0.1)
+        optimizer = GradientDescent(weights, lr=0.1)
         case.step(model, optimizer, rows, clip_norm=None, accumulate=accumulate)
         return difference(as_vector(weights) - before, expected)
 
@@ -86,8 +98,8 @@ def steps_lower_the_loss(case: ModelCase) -> str:
     Do: look at the optimizer, at its sign, and at what is done to the weights after the step."""
     model, rows = case.settle(case.model()), case.rows(8)
     optimizer = case.optimizer(model, lr=case.options.lr / 20)
-    losses = [case.step(model, optimizer, rows)[1].mean().item() for _ in range(4)]
-    seen = f"{losses[0]:.4f} to {losses[-1]:.4f} in three steps"
+    losses = [case.step(model, optimizer, rows)[1].mean().item() for _ in range(3)]
+    seen = f"{losses[0]:.4f} to {losses[-1]:.4f} in two steps"
     Wrong.when(not losses[-1] < losses[0], seen)
     return seen
 
@@ -146,7 +158,7 @@ def updates_have_a_sensible_size(case: ModelCase) -> str:
 def gradient_flow(case: ModelCase) -> list[dict[str, Any]]:
     """Return for each trainable matrix: mean and max of |gradient|, and |update| / |weight|."""
     model = case.model(training=True)
-    optimizer, rows = case.optimizer(model, case.options.lr), case.rows(16)
+    optimizer, rows = case.optimizer(model, case.options.lr), case.rows(8)
     for _ in range(3):  # weights that start from zero have a size by then
         before = {name: p.detach().clone() for name, p in model.named_parameters()}
         case.step(model, optimizer, rows)
@@ -195,10 +207,10 @@ def overfits_eight_pictures(case: ModelCase) -> str:
 def overfit(case: ModelCase, lr: float) -> tuple[bool, list[float]]:
     """Train on eight pictures; return whether they were learned, and the loss of each step.
 
-    Learned: each label is right, and the loss is below minimum + 20 % of (uniform loss - minimum).
+    Learned: each label is right, and the loss is below minimum + 30 % of (uniform loss - minimum).
     """
     uniform, *others = (loss for _, loss in scales_of_right_logits(case, case.labels[case.rows(8)]))
-    goal = min(others) + 0.2 * (uniform - min(others))
+    goal = min(others) + 0.3 * (uniform - min(others))
     losses: list[float] = []
     for answers, labels, loss in passes(case, case.model(training=True), 8, lr, parts=1):
         losses.append(loss)
@@ -237,12 +249,12 @@ def overfits_a_hundred_pictures(case: ModelCase) -> str:
     Do: look at pictures and labels; then the model may be too small."""
     model, best = case.model(training=True), 0.0
     size = min(100, len(case.labels))
-    parts = math.ceil(size / 25)  # none of a single picture
+    parts = math.ceil(size / 50)  # none of a single picture
     losses: list[float] = []
-    for answers, labels, loss in passes(case, model, size, case.options.lr / 2, parts):
+    for answers, labels, loss in passes(case, model, size, case.options.lr, parts):
         losses.append(loss)
         best = max(best, (answers == labels).float().mean().item())
-        if best >= 0.97 or stagnates(losses, least=160 // parts):
+        if best >= 0.97 or stagnates(losses, least=60):
             break
     seen = f"{best:.0%} of {size} right after {len(losses) * parts} steps"
     constant = best < 0.97 and len(answers.unique()) == 1
