@@ -1091,6 +1091,20 @@ def test_options_that_leave_too_few_steps_are_found(options, mark):
     assert diagnostics.run_check(check_learning.the_run_has_enough_steps, case).mark == mark
 
 
+@pytest.mark.parametrize(("momentum", "mark"), [(0.001, "✗"), (0.01, "✓"), (None, "✓")])
+def test_a_norm_that_is_too_slow_for_the_run_is_found(momentum, mark):
+    def make_model(num_classes):
+        model = Sound(num_classes)
+        model.norm.momentum = momentum
+        return model
+
+    case = replace(learning_case(make_model), train_size=100, weights_loaded=False)
+    case.options = DefaultConfig(max_epoch=10, batch_size=10)
+    assert diagnostics.run_check(check_learning.the_run_has_enough_steps, case).mark == mark
+    case.weights_loaded = True
+    assert diagnostics.run_check(check_learning.the_run_has_enough_steps, case).mark == "✓"
+
+
 def test_few_pictures_are_no_fault_of_the_training():
     case = learning_case()
     for count in (13, 5, 2):

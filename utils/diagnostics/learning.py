@@ -117,6 +117,11 @@ def the_run_has_enough_steps(case: ModelCase) -> str:
     Wrong.when(shown < batches / 2, f"{seen}: --limit-batches shows {shown} of {batches} batches")
     frozen = case.options.freeze >= epochs and not case.weights_loaded
     Wrong.when(frozen, f"{seen}, and none for random weights: --freeze={case.options.freeze}")
+    norms = [m for m in case.model().modules() if isinstance(m, _BatchNorm)]
+    left = max(((1 - (norm.momentum or 1)) ** steps for norm in norms), default=0.0)
+    slow = left > 0.9 and not case.weights_loaded
+    words = f"BatchNorm follows the data slowly, and keeps {left:.0%} of its first statistics"
+    Wrong.when(slow, f"{seen}: {words}")
     Wrong.when(steps == epochs and 1 < steps < 15, f"{seen}: a batch is larger than the data")
     Doubt.when(steps < 100, seen)
     return seen
