@@ -537,7 +537,32 @@ class SeesFewShades(Sound):
         return super().features((4 * images).clamp(-8, 7).long().float() / 4)
 
 
-SOUND: list = [ComputesItsWeight, HasAHeadForTrainingAlone, HasComplexWeights, SeesFewShades]
+class EndsInAProductOfItsOwn(Sound):
+    """Its last layer is no module."""
+
+    def __init__(self, num_classes):
+        super().__init__(num_classes)
+        self.fc = nn.LayerNorm(16)
+        self.weight = nn.Parameter(0.3 * torch.randn(num_classes, 16))
+
+    def forward(self, images):
+        return F.linear(super().forward(images), self.weight)
+
+
+class SplitsUnevenly(Sound):
+    def features(self, images):
+        gate, features = self.norm(self.conv(images)).split([1, 15], dim=1)
+        x = gate.sigmoid() * features
+        return F.pad(x, (0, 0, 0, 0, 0, 1)).relu().amax(dim=(2, 3))
+
+
+SOUND: list = [
+    SplitsUnevenly,
+    ComputesItsWeight,
+    HasAHeadForTrainingAlone,
+    HasComplexWeights,
+    SeesFewShades,
+]
 SOUND += [Sound, StartsWithAHeadOfZeros, HasAttention, HasGroupNorm, ScalesItsLayers, FollowsSlowly]
 SOUND += [StartsABranchFromZero, HasAFrozenBackbone]
 
@@ -546,6 +571,11 @@ SOUND += [StartsABranchFromZero, HasAFrozenBackbone]
 @pytest.mark.parametrize("model", SOUND)
 def test_a_sound_model_raises_no_alarm(model):
     assert alarms(check_model.CHECKS, model_case(model)) == {}
+
+
+def test_a_last_layer_that_is_no_module_is_not_judged_by_the_one_before():
+    found = alarms(check_model.CHECKS, model_case(EndsInAProductOfItsOwn))
+    assert [finding.mark for finding in found.values()] == ["–"]
 
 
 @pytest.mark.parametrize(
@@ -1166,16 +1196,34 @@ def test_the_command_finds_nothing_wrong_with_the_project(pictures, tmp_path, ca
         checkpoint_root=tmp_path,
         image_size=64,
     )
-    assert [finding for finding in findings if finding.mark in "✗–"] == []
+    others = [finding for finding in findings if finding.mark in "✗–"]
+    assert [finding.seen for finding in others] == ["there are too few files"]
     assert findings.exit_code == 0
     out = capsys.readouterr().out
-    assert " 0 ✗, 0 – (not checked) in " in out
+    assert " 0 ✗, 1 – (not checked) in " in out
     assert (tmp_path / "gradients.png").stat().st_size > 10_000
     rows = (tmp_path / "gradients.csv").read_text().splitlines()
     assert rows[0] == "name,mean,max,update"
     assert len(rows) == 1 + 26  # a row a weight
     names = sorted(path.name for path in tmp_path.iterdir())
     assert names == ["gradients.csv", "gradients.png"]  # no run is left behind
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"model": "torchvision/shufflenet_v2_x0_5", "dropout": 0.0},
+        {"freeze": 3, "model": "torchvision/shufflenet_v2_x0_5", "max_epoch": 9},
+        {"precision": "fp16"},
+    ],
+    ids=["torchvision", "freeze", "fp16"],
+)
+def test_the_rehearsal_finds_no_fault_in_sound_options(options, pictures, tmp_path):
+    roots = {"train_data_root": pictures / "train", "test_data_root": pictures / "test1"}
+    more = {"dataset": "Pictures", "image_size": 64, "checkpoint_root": tmp_path}
+    marks = {finding.name: finding for finding in main.check(**roots, **more, **options)}
+    assert marks["The command train does its steps in order"].mark == "✓"
+    assert marks["A step follows the gradient of the mean loss"].mark == "✓"
 
 
 class MinimalSoftmax(nn.Module):

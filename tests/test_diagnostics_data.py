@@ -372,3 +372,24 @@ def test_options_that_spoil_the_splits_are_found(check, options, mark, drawn):
     case = data_case(drawn / "train", open_split)
     case.options = DefaultConfig(**options)
     assert mark_of(check, case) == mark
+
+
+def test_files_that_only_the_data_set_can_read_are_sound(drawn, tmp_path):
+    class ReadsArrays(Pictures):
+        def path(self, index):
+            return tmp_path / f"{super().path(index).stem}.npy"
+
+        def read(self, index):
+            return torch.from_numpy(np.load(self.path(index)))
+
+    for path in (drawn / "train").rglob("*.jpg"):
+        np.save(tmp_path / f"{path.stem}.npy", np.asarray(Image.open(path)).transpose(2, 0, 1))
+    found = alarms(check_data.CHECKS, data_case(drawn / "train", ReadsArrays), "!✗")
+    assert found == {}
+
+
+def test_classes_whose_names_differ_in_case_alone_contradict_no_label(drawn, tmp_path):
+    for folder, kind in (("A", "fir"), ("a", "oak")):
+        shutil.copytree(drawn / "train" / kind, tmp_path / folder)
+    case = data_case(tmp_path, Pictures)
+    assert mark_of(check_data.labels_stay_with_their_pictures, case) == "✓"

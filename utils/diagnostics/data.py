@@ -82,7 +82,7 @@ class Split:
         with self.make_loader(part, workers) as loader:
             try:
                 batches = [*loader.epoch(epoch)]
-            except SampleError as error:  # the code of the data set fails
+            except (SampleError, OSError) as error:  # the code of the data set fails, or all files
                 raise Wrong(str(error)) from error
             except TypeError as error:
                 raise Unusable(f"the loader does not take the labels: {error}") from error
@@ -176,7 +176,7 @@ def classes_are_balanced(case: DataCase) -> str:
         classes = zip(split.counts, split.classes, strict=True)
         text = some((f"{count:,} {name}" for count, name in classes), 6)
         seen[split.name] = f"{split.name} has {text}"
-        Wrong.when(min(split.counts) == 0 or len(split.counts) < 2, seen[split.name])
+        Wrong.when(len(split.counts) < 2 or min(split.counts) == 0, seen[split.name])
     train, val = (np.array(split.counts) for split in case.splits)
     is_rest = case.options and case.options.val_share > 0.5 and val.sum() > 9 * train.sum()
     Wrong.when(is_rest, f"{', '.join(seen.values())}: --val-share leaves little for train")
@@ -200,7 +200,8 @@ def pictures_can_be_read(case: DataCase) -> str:
     errors = [error for split in case.splits for error in split.errors.values()]
     for split in case.splits:
         if hasattr(split.dataset, "path"):
-            unknown = [index for index, header in split.headers.items() if not header]
+            by_pillow = any(split.headers[index] for index, _, _ in split.samples)
+            unknown = [i for i, header in split.headers.items() if by_pillow and not header]
             errors += [f"{split.path(i)} is no picture" for i in unknown if i not in split.errors]
             total += len(split.headers) - len(split.indices)
     rejected = getattr(case.train.dataset, "rejected", {})
@@ -364,7 +365,8 @@ def labels_stay_with_their_pictures(case: DataCase) -> str:
 def labels_told_by_names(split: Split) -> dict[int, int]:
     """Return the labels of files named like rose.12.jpg or rose/12.jpg, by index."""
     words = [re.sub(r"[\W_]", "", name.lower()) for name in split.classes]
-    label_of = {word: label for label, word in enumerate(words) if not word.isdigit()}
+    unclear = {word for word in words if not word or word.isdigit() or words.count(word) > 1}
+    label_of = {word: label for label, word in enumerate(words) if word not in unclear}
     told: dict[int, int] = {}
     for index, path in split.paths.items():
         for name in (path.parent.name, re.split(r"[.\d]", path.name)[0]):

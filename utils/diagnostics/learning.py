@@ -122,7 +122,7 @@ def the_run_has_enough_steps(case: ModelCase) -> str:
     slow = left > 0.9 and not case.weights_loaded
     words = f"BatchNorm follows the data slowly, and keeps {left:.0%} of its first statistics"
     Wrong.when(slow, f"{seen}: {words}")
-    Wrong.when(steps == epochs and 1 < steps < 15, f"{seen}: a batch is larger than the data")
+    Wrong.when(batches == 1 and 1 < steps < 15, f"{seen}: a batch is larger than the data")
     Doubt.when(steps < 100, seen)
     return seen
 
@@ -135,7 +135,7 @@ def evaluate_is_right(case: ModelCase) -> str:
     images, labels = case.images[rows], case.labels[rows]
     with torch.inference_mode(), case.amp.autocast:
         expected = model(images).float().cpu()
-    batches = [(0, images[:5], labels[:5]), (1, images[5:], labels[5:])]
+    batches = [(0, *part) for part in zip(images.split(5), labels.split(5), strict=True)]
     logits, found = engine.evaluate(model.train(), batches, case.amp)
     Wrong.when(not model.training, "it leaves the model in eval mode: no dropout in later epochs")
     gap = (logits - expected).abs().max() / (expected.std() + 1e-6)
@@ -254,7 +254,7 @@ def overfits_a_hundred_pictures(case: ModelCase) -> str:
     Do: look at pictures and labels; then the model may be too small."""
     model, best = case.model(training=True), 0.0
     size = min(100, len(case.labels))
-    parts = math.ceil(size / 50)  # none of a single picture
+    parts = math.ceil(size / max(2, min(50, case.options.batch_size)))
     losses: list[float] = []
     for answers, labels, loss in passes(case, model, size, case.options.lr, parts):
         losses.append(loss)
@@ -285,9 +285,11 @@ def train_command_is_in_order(case: ModelCase) -> str:
     if case.rehearse is None:
         raise NotChecked("there is no command to rehearse")
     run = Rehearsal(case, case.rehearse)
-    # Passes of a copy, as for a picture of the model's graph, are no part of the training.
+    # Passes of a copy with gradients, as for a picture of the model's graph, are no training.
     passes = [
-        p for p in run.passes if not run.stepped or run.stepped & set(map(id, p.model.parameters()))
+        p
+        for p in run.passes
+        if not (p.gradients and run.stepped) or run.stepped & set(map(id, p.model.parameters()))
     ]
     train_passes = [p for p in passes if p.gradients]
     val_passes = [p for p in passes if not p.gradients]
@@ -296,6 +298,7 @@ def train_command_is_in_order(case: ModelCase) -> str:
     )
     lr, rates, count = case.options.lr, run.rates, len(train_passes)
     norms = [m for p in train_passes for m in p.model.modules() if isinstance(m, _BatchNorm)]
+    norms = [norm for norm in norms if all(p.requires_grad for p in norm.parameters())]
     still = [norm for norm in norms if norm.training and norm.num_batches_tracked == 0]
     highest, later = max(rates, default=0.0), max(rates[count // 2 :], default=0.0)
     labels = [labels.cpu() for _, labels in run.losses]

@@ -271,14 +271,14 @@ def outputs_are_logits(case: ModelCase) -> str:
     Do: return the output of the last layer, with nothing behind it."""
     model, path = case.trained(), case.trace.path
     logits = model(case.batch).double()
-    layers = [op.layer for op in path if op.is_layer and op.layer]
+    last_layer = ["", *(op.layer for op in path if op.is_layer)][-1]
     outputs = [logits]
-    for factor in (1000, -1000) if layers else ():  # of what the last layer returns
+    for factor in (1000, -1000) if last_layer else ():  # of what the last layer returns
 
         def scale(_layer: nn.Module, _inputs: Any, output: Any, factor: int = factor) -> Any:
             return tree_map_only(Tensor, lambda x: x * factor, output)
 
-        hook = model.get_submodule(layers[-1]).register_forward_hook(scale)
+        hook = model.get_submodule(last_layer).register_forward_hook(scale)
         outputs.append(model(case.batch).double())
         hook.remove()
     both, seen = torch.concat(outputs), f"{logits.min():.3g} … {logits.max():.3g}"
@@ -287,7 +287,7 @@ def outputs_are_logits(case: ModelCase) -> str:
     Wrong.when(is_probability, "each row is a probability: there is a softmax at the end")
     is_log_probability = both.logsumexp(dim=1).abs().max() < 1e-4
     Doubt.when(is_log_probability, "each row is a log-probability: the loss takes the logarithm")
-    NotChecked.when(not layers, "the model has no layers with weights")
+    NotChecked.when(not last_layer, "the last layer is no module")
     Wrong.when(low >= 0 and high <= 1, "all lie within 0 … 1: there is a sigmoid at the end")
     last = max((n for n, op in enumerate(path) if op.is_layer), default=len(path))
     one_sign = "all are positive: there is a ReLU or softplus at the end"
@@ -503,9 +503,10 @@ def nothing_is_lost_on_the_way(case: ModelCase) -> str:
     seen += f", at {least}"
     Wrong.when(least.spread < 1e-4, f"{seen}; in a sound model by 1e-2 or more")
     Doubt.when(least.spread < 2e-3, f"{seen}; in a sound model by 1e-2 or more")
-    own = [op for op in known if op.name not in ("stack", "expand")]  # those repeat on purpose
-    alike = min(own, key=lambda op: op.token_spread)
-    Wrong.when(alike.token_spread < 1e-3, f"all places of a picture are the same at {alike}")
+    behind = [op for op in passages[min(layers, default=0) :] if op.width]
+    own = [op for op in behind if op.name not in ("stack", "expand")]  # those repeat on purpose
+    alike = [op for op in own if op.token_spread < 1e-3]
+    Wrong.when(alike, f"all places of a picture are the same at {some(alike, 1)}")
     most = max(op.influence for op in known)
     Wrong.when(most < 1e-4, f"the loss hardly depends on the pictures: by {most:.1e}")
     for before, op in itertools.pairwise(known):
@@ -576,7 +577,8 @@ def misplaced_softmax(trace: Trace, op: Operation) -> str:
     if op.name != "softmax":
         return ""
     shape = op.shapes[1]
-    axis = op.option("dim", 1, default=-1) % len(shape)
+    axis = op.option("dim", 1, default=None)
+    axis = int(len(shape) not in (1, 3)) if axis is None else axis % len(shape)  # torch's rule
     is_square = len(shape) > 2 and shape[-1] == shape[-2]  # queries x keys
     for user in users_of(trace, op):
         is_product = user.name in PRODUCTS and not user.weights

@@ -84,7 +84,9 @@ class Rehearsal:
         self.faults |= {words: None} if is_fault else {}
 
     def is_model(self, module: nn.Module) -> bool:
-        return self.watching and type(module) is self.model_class and module not in self.inner
+        # By name, since models/from_torchvision.py makes a class for each model.
+        is_model = type(module).__qualname__ == self.model_class.__qualname__
+        return self.watching and is_model and module not in self.inner
 
     def after_pass(self, module: nn.Module, _inputs: Any, _output: Any) -> None:
         if self.is_model(module) and torch.is_grad_enabled():  # forward may limit its weights
@@ -95,7 +97,7 @@ class Rehearsal:
 
     def before_step(self, optimizer: Optimizer, *_: Any) -> None:
         groups = optimizer.param_groups
-        self.rates.append(max(g["lr"] / g.get("lr_factor", 1.0) for g in groups))
+        self.rates.append(max(g["lr"] for g in groups))  # the head's; the body may learn slower
         self.stepped.update(id(weight) for g in groups for weight in g["params"])
         last = self.passes[-1]
         if len(self.rates) == 1 and self.losses and last.gradients:
