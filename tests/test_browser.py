@@ -345,7 +345,7 @@ def assert_board(browser, folder: Path, epochs: int) -> None:
         wait_for_colors(browser, name, least)
     words = texts(browser, ".window")
     assert any("image_size" in text for text in words)
-    assert any("Convolution" in text for text in words)
+    assert any("conv2d" in text for text in words)
     for chart in ("confidence", "probability", "log10 |weights|", "log10 |gradients|"):
         shown = [chart, chart.removeprefix("log10 |").removesuffix("|")]  # the latter: replayed
         filled = partial(lambda titles: any(is_filled(browser, title) for title in titles), shown)
