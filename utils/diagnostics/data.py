@@ -365,8 +365,9 @@ def labels_stay_with_their_pictures(case: DataCase) -> str:
 def labels_told_by_names(split: Split) -> dict[int, int]:
     """Return the labels of files named like rose.12.jpg or rose/12.jpg, by index."""
     words = [re.sub(r"[\W_]", "", name.lower()) for name in split.classes]
-    unclear = {word for word in words if not word or word.isdigit() or words.count(word) > 1}
-    label_of = {word: label for label, word in enumerate(words) if word not in unclear}
+    label_of = {  # the letters A and a are two classes, but the folders Fir and fir are one
+        word: label for label, word in enumerate(words) if len(word) > 1 and not word.isdigit()
+    }
     told: dict[int, int] = {}
     for index, path in split.paths.items():
         for name in (path.parent.name, re.split(r"[.\d]", path.name)[0]):
