@@ -177,7 +177,7 @@ class Trace(TorchFunctionMode):
 
     @cached_property
     def passages(self) -> list[Operation]:
-        """The operations through which all passes that the logits know about the pictures."""
+        """The operations that lie on every way from the pictures to the logits."""
         last_use = {s: index for index in self.path_indices for s in self.operations[index].sources}
         found, reach = [], last_use.get(-1, -1)
         for index in self.path_indices:

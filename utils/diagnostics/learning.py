@@ -23,7 +23,7 @@ from .rehearsal import Rehearsal, as_vector, difference, shuffled
 
 def the_loss_favours_the_right_class(case: ModelCase) -> str:
     """The loss favours the right class
-    Why: the model learns what lowers the loss; that must be the class of the label, and surely so.
+    Why: the loss must be lowest when the model is sure of the right class.
     Do: look for labels that are shuffled or shifted, for a wrong sign, and at --label-smoothing."""
     labels = case.labels[case.rows(16)]
     logits = torch.zeros(len(labels), len(case.classes), device=labels.device).requires_grad_()
@@ -94,7 +94,7 @@ def a_step_follows_the_gradient(case: ModelCase) -> str:
 
 def steps_lower_the_loss(case: ModelCase) -> str:
     """Small steps of the optimizer lower the loss of their batch
-    Why: if they do not, the optimizer does something else than to follow the gradient.
+    Why: if they do not, the optimizer does not follow the gradient.
     Do: look at the optimizer, at its sign, and at what is done to the weights after the step."""
     model, rows = case.settle(case.model()), case.rows(8)
     optimizer = case.optimizer(model, lr=case.options.lr / 20)

@@ -99,7 +99,7 @@ class ModelCase:
 
     @cached_property
     def made(self) -> nn.Module:
-        """A model after three steps, which the checks share and leave as it is."""
+        """A model after three steps. All checks share it; none may change it."""
         return self.train_shortly(self.model(training=True))
 
     def trained(self) -> nn.Module:
