@@ -65,8 +65,9 @@ class Trace(TorchFunctionMode):
     def __init__(
         self, model: nn.Module, images: Tensor, loss: Callable[[Tensor], Tensor] | None = None
     ) -> None:
-        """loss: of the logits (N, K), for a backward pass; None: there is none."""
+        """loss: of the logits (N, K). None: no backward pass is made, and no number is measured."""
         super().__init__()
+        self.measures = loss is not None
         self.operations: list[Operation] = []
         self.running: list[str] = []  # the layers, from the outermost to the innermost
         self.results: list[Any] = []  # kept, because an id may be used again for a new tensor
@@ -99,7 +100,7 @@ class Trace(TorchFunctionMode):
         before = first.detach().clone() if first is not None and in_place else first
         result = function(*args, **kwargs)
         known = self.note(name, args, kwargs, first if name == "__setitem__" else result)
-        if known and before is not None and isinstance(result, Tensor):
+        if self.measures and known and before is not None and isinstance(result, Tensor):
             call = lambda x: function(x, *args[1:], **kwargs)  # noqa: E731
             with suppress(Exception), warnings.catch_warnings(action="ignore"):
                 # Functions that do not take numbers in another shape raise, or warn.
@@ -134,12 +135,13 @@ class Trace(TorchFunctionMode):
             options=options,
             shapes=(before.shape, output.shape),
             cuts_gradient=tensors[0].requires_grad and not outputs[0].requires_grad,
-            levels=different(output),
+            levels=different(output) if self.measures else 0,
         )
         is_split = len(outputs) > 1 and (
             name in ("split", "chunk", "unbind") or outputs[1].shape == outputs[0].shape
         )
-        if output.is_floating_point() and self.count in output.shape[:2] and not is_split:
+        can_measure = self.measures and output.is_floating_point() and not is_split
+        if can_measure and self.count in output.shape[:2]:
             axis = output.shape.index(self.count)
             rows = output.transpose(0, axis).reshape(self.count, -1).float()
             operation.width, norm = rows.shape[1], rows.norm()

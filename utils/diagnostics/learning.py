@@ -254,7 +254,8 @@ def overfits_a_hundred_pictures(case: ModelCase) -> str:
     Do: look at pictures and labels; then the model may be too small."""
     model, best = case.model(training=True), 0.0
     size = min(100, len(case.labels))
-    parts = math.ceil(size / max(2, min(50, case.options.batch_size)))
+    parts = math.ceil(size / min(50, case.options.batch_size))
+    parts = max(1, min(parts, size // 2))  # none of a single picture
     losses: list[float] = []
     for answers, labels, loss in passes(case, model, size, case.options.lr, parts):
         losses.append(loss)
