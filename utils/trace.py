@@ -39,7 +39,7 @@ class Operation:
     token_spread: float = 1.0  # the same from the mean token, of a result (N, tokens, features)
     flat: float = 0.0  # of a function of single numbers: share of them at which its slope is near 0
     bounded: bool = False  # that function is flat on both sides
-    weighs: bool = True  # of a matrix product: the first factor's rows sum to 1, as in attention
+    rows_sum_to_1: bool = True  # of the first factor of a matrix product, as in attention
     gradient: float = 0.0  # norm of the loss's gradient by the result, after a backward pass
 
     def __str__(self) -> str:
@@ -49,9 +49,9 @@ class Operation:
     def is_layer(self) -> bool:
         return any(weight.ndim > 1 for weight in self.weights)
 
-    def option(self, name: str, place: int, default: Any) -> Any:
-        """Return an argument by its name, or by its place among those without a name."""
-        return self.options.get(name, self.options.get(place, default))
+    def option(self, name: str, position: int, default: Any) -> Any:
+        """Return an argument by its name, or by its position among those without a name."""
+        return self.options.get(name, self.options.get(position, default))
 
     @property
     def influence(self) -> float:
@@ -152,7 +152,7 @@ class Trace(TorchFunctionMode):
                 tokens = (tokens - tokens.mean(dim=1, keepdim=True)).norm()
                 operation.token_spread = (tokens / (norm + 1e-30)).item()
         if name in PRODUCTS:
-            operation.weighs = bool(((before.sum(dim=-1) - 1).abs() < 1e-3).all())
+            operation.rows_sum_to_1 = bool(((before.sum(dim=-1) - 1).abs() < 1e-3).all())
         if outputs[0].requires_grad:
             outputs[0].register_hook(lambda g: setattr(operation, "gradient", g.norm().item()))
         self.operations.append(operation)

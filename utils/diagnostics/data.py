@@ -1,6 +1,7 @@
 """Is the data sound? Each check takes a DataCase.
 
-They look at many names of files, at the first bytes of fewer, and at the pixels of hundreds.
+They look at the names of up to 100,000 files of a split, at the first bytes of 5,000, and at the
+pixels of hundreds.
 """
 
 import re
@@ -416,13 +417,13 @@ def quick_accuracy(rows: Tensor, labels: Tensor, new_rows: Tensor, new_labels: T
     weights = torch.linalg.solve(
         rows.T @ rows + len(rows) * torch.eye(rows.shape[1]), rows.T @ (truth - truth.mean(dim=0))
     )
-    answers = (new_rows @ weights).argmax(dim=1)
-    right = [(answers[new_labels == k] == k).float().mean() for k in new_labels.unique()]
+    predictions = (new_rows @ weights).argmax(dim=1)
+    right = [(predictions[new_labels == k] == k).float().mean() for k in new_labels.unique()]
     return torch.stack(right).mean().item()
 
 
 def splits_share_no_picture(case: DataCase) -> str:
-    """Train and val share no picture, and test none with train
+    """Train, val and test share no picture
     Why: a model knows the pictures it was trained on, so val and test look better than they are.
     Do: delete one picture of each pair; split first, and make copies of the train pictures only."""
     if case.train not in case.with_files:

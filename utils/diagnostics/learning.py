@@ -217,9 +217,9 @@ def overfit(case: ModelCase, lr: float) -> tuple[bool, list[float]]:
     uniform, *others = (loss for _, loss in scales_of_right_logits(case, case.labels[case.rows(8)]))
     goal = min(others) + 0.3 * (uniform - min(others))
     losses: list[float] = []
-    for answers, labels, loss in passes(case, case.model(training=True), 8, lr, parts=1):
+    for predictions, labels, loss in passes(case, case.model(training=True), 8, lr, parts=1):
         losses.append(loss)
-        learned = loss < goal and torch.equal(answers, labels)
+        learned = loss < goal and torch.equal(predictions, labels)
         if learned or stagnates(losses, least=60):
             break
     return learned, losses
@@ -228,7 +228,7 @@ def overfit(case: ModelCase, lr: float) -> tuple[bool, list[float]]:
 def passes(
     case: ModelCase, model: nn.Module, size: int, lr: float, parts: int
 ) -> Iterator[tuple[Tensor, Tensor, float]]:
-    """Train on some pictures without end; yield answers (M,), labels (M,) and loss of each pass."""
+    """Train on some pictures without end; yield the predictions and labels (M,), and the loss."""
     optimizer, rows, step = case.optimizer(model, lr), case.rows(size), 0
     while True:
         seed_everything(0, "check", step)
@@ -257,14 +257,14 @@ def overfits_a_hundred_pictures(case: ModelCase) -> str:
     parts = math.ceil(size / min(50, case.options.batch_size))
     parts = max(1, min(parts, size // 2))  # none of a single picture
     losses: list[float] = []
-    for answers, labels, loss in passes(case, model, size, case.options.lr, parts):
+    for predictions, labels, loss in passes(case, model, size, case.options.lr, parts):
         losses.append(loss)
-        best = max(best, (answers == labels).float().mean().item())
+        best = max(best, (predictions == labels).float().mean().item())
         if best >= 0.97 or stagnates(losses, least=60):
             break
     seen = f"{best:.0%} of {size} right after {len(losses) * parts} steps"
-    constant = best < 0.97 and len(answers.unique()) == 1
-    Wrong.when(constant, f"{seen}: it answers {case.classes[answers[0]]} to all; lower --lr")
+    constant = best < 0.97 and len(predictions.unique()) == 1
+    Wrong.when(constant, f"{seen}: it answers {case.classes[predictions[0]]} to all; lower --lr")
     chance = labels.bincount().max().item() / size
     Wrong.when(best < 0.4 + chance / 2, seen)
     Doubt.when(best < 0.97, seen)

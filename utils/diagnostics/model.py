@@ -582,7 +582,7 @@ def misplaced_softmax(trace: Trace, op: Operation) -> str:
     is_square = len(shape) > 2 and shape[-1] == shape[-2]  # queries x keys
     for user in users_of(trace, op):
         is_product = user.name in PRODUCTS and not user.weights
-        is_wrong = axis < len(shape) - 2 or (is_square and not user.weighs)
+        is_wrong = axis < len(shape) - 2 or (is_square and not user.rows_sum_to_1)
         if is_product and is_wrong and len(user.shapes[0]) == len(shape):
             return f"takes axis {axis} of attention, not the last"
         if user.is_layer and user.name != "matmul" and op in trace.passages:

@@ -150,7 +150,7 @@ class Rehearsal:
         self.note(share > (0.03 if in_warmup else 0.5), seen)
 
     def wrong_labels(self, train_passes: list[Pass]) -> str:
-        """Return how many pictures reached the loss with a label of another one, "" if few."""
+        """Return how many pictures reached the loss with a wrong label, or "" if few."""
         if not self.samples:
             return ""
         pictures = code(torch.stack([picture for picture, _ in self.samples]))
