@@ -87,6 +87,7 @@ class DefaultConfig(Options):
     best_metric: str = "accuracy"  # val metric that decides which epoch is kept in best.pth
     mirror: bool = True  # after training: mean over each picture and its mirror image
     calibrate: bool = False  # after training: fit the temperature of the probabilities on val
+    sync_bn: bool = False  # torchrun: BatchNorm over the pictures of all ranks, not of each
     seed: WholeNumber = 0  # same seed, same run, bit for bit (GPU: with --deterministic)
 
     # Resuming

@@ -24,7 +24,7 @@ from fire.decorators import SetParseFn
 
 import data
 import models
-from utils import engine, files, metrics, recipe
+from utils import distributed, engine, files, metrics, recipe
 from utils.debug import pause_if_asked
 from utils.device import set_up_device
 from utils.failures import one_line_failures
@@ -69,7 +69,8 @@ def train(**options) -> Path:
             batches = train_loader.epoch(epoch, first_step, f"epoch {epoch + 1}/{opt.max_epoch}")
             batches = run.watch("train", batches)
             for step, images, labels in batches:
-                seed_everything(opt.seed, epoch, step)  # a resumed run has the same dropout
+                # A resumed run has the same dropout; each rank of torchrun has its own.
+                seed_everything(opt.seed, epoch, step, *distributed.SEED_KEY)
                 progress = (epoch + step / len(train_loader)) / opt.max_epoch
                 lr = recipe.learning_rate(opt, progress, history)
                 recipe.set_lr(optimizer, lr)
@@ -83,6 +84,7 @@ def train(**options) -> Path:
                     clip_norm=opt.clip_norm,
                     guard=guard_is_on(opt.checks, amp.updates),
                 )
+                logits, labels, losses = train_loader.gather(logits, labels, losses)
                 meters.add(logits, labels, losses)
                 # step_done shows these numbers every print_freq steps, and saves when it is time.
                 loss = losses.mean()
@@ -142,7 +144,8 @@ def test(**options) -> Path:
         logits, indices = engine.evaluate(model, batches, amp, opt.mirror, opt.debug_file)
     logits = logits / saved.get("temperature", 1.0)  # see --calibrate
     rows = metrics.result_rows(loader.dataset, indices, logits)
-    files.write_csv(opt.result_file, rows)
+    if distributed.RANK == 0:
+        files.write_csv(opt.result_file, rows)
     print(*loader.new_failures(), f"{len(rows):,} rows are in {opt.result_file}", sep="\n")
     return Path(opt.result_file)
 

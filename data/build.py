@@ -13,6 +13,7 @@ import torch
 
 import data
 from config import DefaultConfig
+from utils import distributed
 from utils.checkpoint import CheckpointError
 from utils.options import UsageError, find_class, flag
 from utils.seed import seed_of
@@ -59,7 +60,9 @@ def build_loader(
         dataset.mean = saved.get("mean", dataset.mean)
         dataset.std = saved.get("std", dataset.std)
     if cache != "none":
-        log(f"{mode}: {keep_pictures(dataset, cache, Path(opt.cache_root))}")
+        if distributed.LOCAL_RANK == 0:
+            log(f"{mode}: {keep_pictures(dataset, cache, Path(opt.cache_root))}")
+        share_pictures(dataset)
     options: dict[str, Any] = {"seed": opt.seed, "limit_batches": opt.limit_batches}
     if mode == "test":  # an answer is expected for each picture
         return Loader(dataset, opt.batch_size, opt.num_workers, device, **options)
@@ -117,6 +120,14 @@ def keep_pictures(dataset: ImageDataset, where: str, folder: Path) -> str:
     except (OSError, RuntimeError) as error:  # the user may have limited the size of files
         return f"pictures are decoded in each epoch: no memory to keep them ({error})"
     return f"decoded pictures stay in memory, {memory}"
+
+
+def share_pictures(dataset: ImageDataset) -> None:
+    """Let the ranks of a machine keep decoded pictures in one file, their first one's."""
+    kept = getattr(dataset, "kept", None)
+    files = distributed.from_all(kept if kept and kept.path else None)
+    if distributed.LOCAL_RANK:
+        dataset.kept = files[distributed.RANK - distributed.LOCAL_RANK]
 
 
 def compare(

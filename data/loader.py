@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from utils import ALL_CORES, own_cores, signals
+from utils import ALL_CORES, distributed, own_cores, signals
 from utils.device import use_cores
 from utils.failures import one_line
 from utils.notebook import bar_options
@@ -65,12 +65,16 @@ class Loader:
         limit_batches: int | None = None,
     ) -> None:
         if num_workers is None:
-            num_workers = min(8, core_count())
+            num_workers = max(1, min(8, core_count() // distributed.LOCAL_WORLD_SIZE))
         self.dataset = dataset
         self.device = torch.device(device)
         self.samples = Samples(dataset, seed)
         labels = dataset.labels if oversample else None
-        self.sampler = EpochSampler(len(dataset), batch_size, seed, shuffle, labels, limit_batches)
+        # Mixing takes each picture together with the one before it in the batch.
+        with_neighbour = mix is not None and distributed.WORLD_SIZE > 1
+        self.sampler = EpochSampler(
+            len(dataset), batch_size, seed, shuffle, labels, limit_batches, with_neighbour
+        )
         self.mix = mix
         # In a small data set, a single bad picture may be more than the share.
         self.most_unreadable = max(1, bad_share * len(dataset)) if bad_share else 0
@@ -111,10 +115,11 @@ class Loader:
             unit_scale=self.sampler.batch_size,
             postfix=self.bar_words,
             leave=False,
-            **(bar_options() if title else {"disable": True}),
+            **(bar_options() if title and distributed.RANK == 0 else {"disable": True}),
         )
         for step, batch in enumerate(self.bar, start=first_step):
             self._limit_failures()
+            self.is_divided = self.sampler.is_divided(step) and distributed.WORLD_SIZE > 1
             if batch is not None:
                 images, labels = batch
                 images = self.normalize(images.to(self.device, non_blocking=True))
@@ -122,10 +127,35 @@ class Loader:
                 if self.mix:
                     with seeded(self.sampler.seed, "mix", epoch, step):
                         images, labels = self.mix(images, labels)
-                self.stopwatch.images += len(labels)
+                    if self.is_divided:  # without the neighbour
+                        images, labels = images[1:], labels[1:]
+                self.stopwatch.images += len(labels) * (
+                    distributed.WORLD_SIZE if self.is_divided else 1
+                )
                 yield step, images, labels
+            elif self.is_divided:
+                yield step, *self._no_pictures()
+        self._note_failures_of_all()
         if len(self) and self.samples.unreadable.all():
             raise UnreadableImage(f"not one picture could be read: {self.samples.failure(0)}")
+
+    def gather(self, *tensors: Tensor) -> tuple[Tensor, ...]:
+        """Return the rows that the ranks of torchrun have computed from their parts of a batch."""
+        return distributed.gather(*tensors) if self.is_divided else tensors
+
+    def _no_pictures(self) -> tuple[Tensor, Tensor]:
+        """Return the empty part of a batch, with which this rank keeps step with the others."""
+        if self.sampler.shuffle:
+            first = self.samples.failure(int(self.samples.unreadable.nonzero()[0]))
+            raise UnreadableImage(
+                f"rank {distributed.RANK} can read no picture of a batch: {first}"
+            )
+        return torch.empty(0), torch.empty(0)
+
+    def _note_failures_of_all(self) -> None:
+        unreadable = self.samples.unreadable
+        unreadable.copy_(distributed.sum_of_all(unreadable.int()) > 0)
+        self._limit_failures()
 
     def _limit_failures(self) -> None:
         unreadable = self.samples.unreadable

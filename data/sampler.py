@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Sampler
 
+from utils import distributed
 from utils.seed import seed_of
 
 
@@ -19,6 +20,10 @@ class EpochSampler(Sampler):
     labels: given, an epoch of the same length has as many samples of each class. A sample that is
     repeated has the index plus `size` the second time, plus 2 * `size` the third time.
     limit: the largest number of batches; in order, they are then of samples that are evenly spread.
+
+    Each rank of torchrun gets a part of each batch; of a split in order, a part of the split, in as
+    many batches as the others, of which the last may be empty. A shuffled batch with less than two
+    samples for a rank goes to all ranks. with_neighbour: begin a part with the sample before it.
     """
 
     def __init__(
@@ -29,8 +34,10 @@ class EpochSampler(Sampler):
         shuffle: bool,
         labels: Sequence[int] | np.ndarray | None = None,
         limit: int | None = None,
+        with_neighbour: bool = False,
     ) -> None:
         self.size, self.batch_size, self.seed, self.shuffle = size, batch_size, seed, shuffle
+        self.with_neighbour = with_neighbour
         self.labels = None if labels is None else torch.as_tensor(np.asarray(labels))
         full, left = divmod(size, batch_size)
         all_steps = full + (left > 0) - (left == 1 and shuffle and full > 0)
@@ -50,8 +57,28 @@ class EpochSampler(Sampler):
                 shuffled = self.each_class_equally(self.labels, generator)[shuffled]
             order = shuffled.numpy()  # a tensor is slower
         for step in range(self.first_step, len(self)):
-            end = (step + 1) * self.batch_size if step + 1 < len(self) else self.count
-            yield [(self.epoch, int(index)) for index in order[step * self.batch_size : end]]
+            yield [(self.epoch, int(order[place])) for place in self.places(step)]
+
+    def places(self, step: int) -> Sequence[int]:
+        """Return the places in the order of an epoch whose samples this rank gets in a step."""
+        if not self.shuffle:
+            size = math.ceil(self.batch_size / distributed.WORLD_SIZE)
+            return distributed.part_of(range(self.count))[step * size : (step + 1) * size]
+        batch = self.batch(step)
+        if not self.is_divided(step):
+            return batch
+        part = distributed.part_of(batch)
+        before = part[0] - 1 if part[0] > batch[0] else batch[-1]
+        return [before, *part] if self.with_neighbour else part
+
+    def batch(self, step: int) -> range:
+        """Return the places whose samples all ranks together get in a step, if shuffled."""
+        end = (step + 1) * self.batch_size if step + 1 < len(self) else self.count
+        return range(step * self.batch_size, end)
+
+    def is_divided(self, step: int) -> bool:
+        """Return whether each rank gets a part of the samples of a step, rather than all."""
+        return not self.shuffle or len(self.batch(step)) >= 2 * distributed.WORLD_SIZE
 
     def in_order(self) -> range | np.ndarray:
         """Return the indices of an epoch that is not shuffled."""

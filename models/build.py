@@ -9,7 +9,7 @@ from torch import nn
 
 import models
 from config import DefaultConfig
-from utils import checkpoint
+from utils import checkpoint, synchronize
 from utils.options import UsageError, find_class
 from utils.seed import seed_everything
 
@@ -34,6 +34,8 @@ def build(
             log(f"{path} has other classes: the head, {', '.join(head)}, is new")
     elif load and opt.pretrained:
         model.load_pretrained(head_names(opt, num_classes))
+    if log:
+        synchronize.batch_norm(model, opt, log)
     if opt.compile:
         model.compile()  # when it is called for the first time
     return model

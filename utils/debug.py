@@ -8,13 +8,16 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from utils import distributed
+
 
 def pause_if_asked(debug_file: str | None) -> None:
     """Open ipdb in the caller's frame if the user has touched `debug_file`, and delete that file.
 
-    `c` continues, `q` ends the run. Without a terminal the run goes on and says so.
+    `c` continues, `q` ends the run. Without a terminal the run goes on and says so. Under torchrun
+    the first rank opens it, and the others wait.
     """
-    if debug_file is None or not is_own_file(debug_file):
+    if debug_file is None or distributed.RANK or not is_own_file(debug_file):
         return
     try:
         Path(debug_file).unlink()

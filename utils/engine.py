@@ -7,9 +7,11 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from utils import distributed
 from utils.debug import pause_if_asked
 from utils.device import Precision
 from utils.guard import NotFinite, first_not_finite
+from utils.synchronize import average_gradients
 
 Batches = Iterable[tuple[int, Tensor, Tensor]]  # step, images (N, 3, H, W), labels (N,)
 
@@ -43,6 +45,7 @@ def train_step(
         loss = part_losses.sum() / len(labels)  # this part's share of the mean over the batch
         amp.scaler.scale(loss).backward()
         results.append((part_logits.detach(), part_losses.detach()))
+    average_gradients(model, len(labels))  # over the ranks of torchrun, if there are several
     amp.scaler.unscale_(optimizer)  # for float16: clipping needs the true gradients
     max_norm = clip_norm or math.inf  # inf: measure the norm, change nothing
     norm = nn.utils.clip_grad_norm_(model.parameters(), max_norm)
@@ -79,6 +82,8 @@ def evaluate(
     model.eval()
     results = []
     for _, images, labels in batches:
+        if not len(images):  # other ranks have the last pictures
+            continue
         with amp.autocast:
             logits = model(images)  # (N, K)
             if mirror:
@@ -86,7 +91,9 @@ def evaluate(
         results.append((logits.float(), labels))
         pause_if_asked(debug_file)
     model.train(was_training)
+    own = [torch.concat(tensors).cpu() for tensors in zip(*results, strict=True)]
+    results = [part for part in distributed.from_all(own) if part]  # in the order of the split
     if not results:
         raise ValueError("there is no picture to evaluate")
-    logits, labels = (torch.concat(tensors).cpu() for tensors in zip(*results, strict=True))
+    logits, labels = (torch.concat(tensors) for tensors in zip(*results, strict=True))
     return logits, labels

@@ -2,6 +2,7 @@
 
 import tempfile
 import time
+from bdb import BdbQuit
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -13,13 +14,24 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from utils import ALL_CORES, checkpoint, files, metrics, notebook, profiler, recipe, run_folder
+from utils import (
+    ALL_CORES,
+    checkpoint,
+    distributed,
+    files,
+    metrics,
+    notebook,
+    profiler,
+    recipe,
+    run_folder,
+)
 from utils.checkpoint import plain_copy
 from utils.device import OWN_CORE, Precision, has_native_bf16, use_cores
 from utils.failures import one_line
 from utils.guard import NotFinite, not_finite
 from utils.options import UsageError
-from utils.signals import StopRequest
+from utils.signals import Stopped, StopRequest
+from utils.synchronize import copy_from_first
 from utils.watch import Answers, Watch
 
 if TYPE_CHECKING:
@@ -28,6 +40,7 @@ if TYPE_CHECKING:
 Batch = tuple[int, Tensor, Tensor]  # step, images (N, 3, H, W), labels (N,)
 History = list[dict[str, float]]  # a row an epoch
 DRY_RUN_BATCHES = 10  # of train and of val
+QUIT = 1000  # in place of a signal's number: the user has left the debugger
 
 
 class Run:
@@ -61,14 +74,27 @@ class Run:
             if opt.resume:
                 raise UsageError("--dry-run begins a new run: leave out --resume")
             opt.max_epoch, opt.limit_batches = 1, DRY_RUN_BATCHES
+        distributed.start(opt.use_gpu)
+        run_class = cls
+        if distributed.RANK:
+            from utils.follower import Follower  # here, because it is a kind of Run
+
+            run_class = Follower
+        return run_class(*distributed.from_first(cls._find, opt))
+
+    @staticmethod
+    def _find(opt: "DefaultConfig") -> tuple["DefaultConfig", Path | None, Mapping[str, Any]]:
+        """Return the options, the folder and the checkpoint of the run to go on with."""
         folder = Path(opt.resume) if isinstance(opt.resume, str) else None
+        if distributed.RESTARTS and not opt.resume:
+            folder = run_folder.run_of_launch(opt.checkpoint_root, distributed.LAUNCH)
         if opt.resume is True and not (folder := run_folder.newest_run(opt.checkpoint_root)):
             tqdm.write(f"{opt.checkpoint_root} has no run to resume; a new one starts")
         if folder is None:
-            return cls(opt, None, {})
+            return opt, None, {}
         folder = folder.parent if folder.is_file() else folder  # --resume=RUN/last.pth
         saved = checkpoint.read_newest(folder / "last.pth")
-        return cls(opt.resumed(saved["options"]), folder, saved)
+        return opt.resumed(saved["options"]), folder, saved
 
     def start(
         self, train_loader: Any, val_loader: Any, amp: Precision, **tracked: Any
@@ -90,13 +116,16 @@ class Run:
             root = self.scratch.name if self.scratch else self.opt.checkpoint_root
             self.folder = run_folder.new_run(root, Path(self.opt.model).name)
         self.lock = run_folder.lock(self.folder, self.log)
+        distributed.from_first(lambda: self.folder)
         self.tracked = {**tracked, "amp": amp}
         self._restore()
+        copy_from_first(self.model)
         # Only now: a checkpoint that does not fit changes no file.
         for half_written in self.folder.glob(".*.tmp"):  # of a run that was killed
             half_written.unlink()
         if is_new:
-            files.write_json(self.folder / "environment.json", run_folder.environment())
+            environment = run_folder.environment(distributed.LAUNCH)
+            files.write_json(self.folder / "environment.json", environment)
         epoch, step = self.saved.get("epoch", 0), self.saved.get("step", 0)
         epoch_is_open = step == self.steps_per_epoch  # its val pass has to be made
         x = epoch * self.steps_per_epoch + step
@@ -123,7 +152,7 @@ class Run:
         """Yield the numbers of the epochs to do, until one of the options ends the run."""
         while (epoch := self.position["epoch"]) < self.opt.max_epoch:
             seconds, history = time.monotonic() - self.began, self.position["history"]
-            if reason := recipe.end_early(self.opt, history, seconds):
+            if reason := distributed.from_first(recipe.end_early, self.opt, history, seconds):
                 self.log(f"the run ends after epoch {epoch}: {reason}")
                 return
             yield epoch
@@ -167,10 +196,10 @@ class Run:
             if step == 0 and self.position["epoch"] == 0:
                 self._show(self.show.batch, split, images, labels, self._steps_done())
             yield step, images, labels
-            self.stop.raise_if_received()
+            self._end_if_asked()
 
     def step_done(self, epoch: int, step: int, history: History, **numbers: Any) -> None:
-        """Note that `step` steps of the epoch are done. Save if it is time; end if asked to.
+        """Note that `step` steps of the epoch are done; save if it is time.
 
         numbers: to be shown every --print-freq steps, among them the loss.
         """
@@ -185,7 +214,6 @@ class Run:
             self._name_idle_weights()
         if time.monotonic() - self.saved_at > 60 * self.opt.save_minutes:
             self.save("last.pth")
-        self.stop.raise_if_received()
 
     def epoch_done(self, epochs: int, history: History, logits: Tensor, labels: Tensor) -> None:
         """Write the newest row of the history to metrics.csv and the log; show it; save all.
@@ -207,7 +235,7 @@ class Run:
         self.save(*(["best.pth", "last.pth"] if is_best else ["last.pth"]))
         state = f"Epoch {epochs} of {self.opt.max_epoch}."
         self._in_thread(self._show, self._write_page, state, history, answers)
-        self.stop.raise_if_received()
+        self._end_if_asked()
 
     def load_best(self) -> None:
         """Give the model its best weights."""
@@ -218,6 +246,7 @@ class Run:
             best = checkpoint.read(path)
             checkpoint.load_weights(self.model, best["model"], source=path)
             self.best_epoch = best["epoch"]
+        copy_from_first(self.model)
 
     def write_report(self, history: History, logits: Tensor, labels: Tensor) -> None:
         """Write report.html and log what the best weights do on the val split.
@@ -232,7 +261,7 @@ class Run:
         self._show(self._write_page, f"{state}.", history, answers, with_looks=True)
         # One step after the end, so that a resumed run replaces these points.
         self._show(self.show.end, self._steps_done() + 1, answers.summary)
-        self.stop.raise_if_received()
+        self._end_if_asked()
         text = metrics.as_text(answers.summary, self.metadata["classes"])
         self.log(f"the weights of epoch {self.best_epoch} on val{mirror}:\n{text}")
         if self.opt.dry_run:
@@ -325,6 +354,9 @@ class Run:
         return self
 
     def __exit__(self, error_type: Any, error: BaseException | None, trace: Any) -> None:
+        if isinstance(error, BdbQuit):  # `q` in the debugger, while the other ranks wait
+            with suppress(distributed.OtherRankEnded):
+                distributed.integers_of_all(QUIT)  # see _end_if_asked
         try:
             if error and self.state_version == self._state_version():
                 self.save("last.pth")
@@ -336,6 +368,7 @@ class Run:
                 self.writer.shutdown()
                 self.vis.close(wait=not error)
             finally:
+                self._wait_for_all(error)
                 self.lock.close()
                 torch.autograd.set_detect_anomaly(False)
                 if self.scratch:
@@ -347,6 +380,20 @@ class Run:
         if self.disk_failures and not error:
             words = ", ".join(f"{path} ({why})" for path, why in self.disk_failures.items())
             raise OSError(f"the run is complete but not all on the disk: {words}")
+
+    def _end_if_asked(self) -> None:
+        """End the run if a signal has come. All ranks meet here, and end at the same step."""
+        number = max(distributed.integers_of_all(self.stop.received or 0))
+        if number == QUIT:
+            raise BdbQuit
+        self.stop.received = number or None
+        self.stop.raise_if_received()
+
+    def _wait_for_all(self, error: BaseException | None) -> None:
+        """Let all ranks end together: torchrun stops the others when one has ended."""
+        if error is None or isinstance(error, Stopped | BdbQuit):
+            with suppress(distributed.OtherRankEnded):
+                distributed.integers_of_all(0)
 
     def _note_position(self, **position: Any) -> None:
         self.position, self.state_version = position, self._state_version()

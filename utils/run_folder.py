@@ -1,12 +1,14 @@
 """The folder of a run: where it is made, found and locked, and what it ran on. No torch here."""
 
 import errno
+import json
 import os
 import platform
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from importlib.metadata import distributions
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -42,6 +44,16 @@ def newest_run(root: str | Path) -> Path | None:
     return max(saved)[1] if saved else None
 
 
+def run_of_launch(root: str | Path, launch: str) -> Path | None:
+    """Return the run that this launch of torchrun has begun and saved under `root`, or None."""
+    for path in Path(root).glob("*/environment.json"):
+        with suppress(OSError, ValueError):
+            begun_by = json.loads(path.read_text(encoding="utf-8")).get("launch")
+            if begun_by == launch and [*path.parent.glob("last*.pth")]:
+                return path.parent
+    return None
+
+
 def lock(folder: Path, log: Callable[[str], None]) -> BinaryIO:
     """Reserve a folder for this process until it ends or closes the file returned.
 
@@ -58,8 +70,8 @@ def lock(folder: Path, log: Callable[[str], None]) -> BinaryIO:
     return file
 
 
-def environment() -> dict[str, Any]:
-    """Return what this run ran on, enough to repeat it."""
+def environment(launch: str = "") -> dict[str, Any]:
+    """Return what this run ran on, enough to repeat it. launch: of torchrun."""
     describe = ["git", "-C", str(PROJECT), "describe", "--always", "--dirty", "--abbrev=40"]
     try:
         answer = subprocess.check_output(describe, encoding="utf-8", stderr=subprocess.DEVNULL)
@@ -67,6 +79,7 @@ def environment() -> dict[str, Any]:
         answer = ""
     return {
         "command": sys.argv,
+        "launch": launch or None,
         "git_commit": answer.strip() or None,
         "python": platform.python_version(),
         "platform": platform.platform(),

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 import data
-from utils import checkpoint, run_folder
+from utils import checkpoint, distributed, run_folder
 from utils.checkpoint import CheckpointError
 from utils.device import Precision, set_up_device
 from utils.options import find_class
@@ -29,6 +29,7 @@ def open_checkpoint(opt: Config) -> tuple[Config, Mapping[str, Any], torch.devic
     (model, image size …) need not be given. The contents are {} for a bare state dict, which has
     weights only.
     """
+    distributed.start(opt.use_gpu)
     path = opt.load_model_path or run_folder.newest_run(opt.checkpoint_root)
     if not path:
         raise FileNotFoundError(

@@ -1,0 +1,108 @@
+"""The ranks: the processes that torchrun starts for one training. Without torchrun there is one.
+
+With one rank, nothing is set up, and each function returns what it was given.
+"""
+
+import os
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.distributed.rendezvous import rendezvous
+
+from utils.notebook import OneLineError
+
+torchrun = os.environ if dist.is_torchelastic_launched() else {}
+RANK, WORLD_SIZE = int(torchrun.get("RANK", 0)), int(torchrun.get("WORLD_SIZE", 1))
+LOCAL_RANK = int(torchrun.get("LOCAL_RANK", 0))  # among the ranks of this machine
+LOCAL_WORLD_SIZE = int(torchrun.get("LOCAL_WORLD_SIZE", 1))
+RESTARTS = int(torchrun.get("TORCHELASTIC_RESTART_COUNT", 0))
+LAUNCH = torchrun.get("TORCHELASTIC_RUN_ID", "")  # the same after a restart
+SEED_KEY = (RANK,) if WORLD_SIZE > 1 else ()  # gives each rank a dropout of its own
+patient: Any = None  # the group of all ranks, which wait for each other without a time limit
+
+
+class OtherRankEnded(OneLineError, RuntimeError):
+    """This rank cannot go on, because another one has ended."""
+
+
+def start(use_gpu: bool) -> None:
+    """Connect the ranks. All but the first print nothing on stdout from now on."""
+    global patient
+    if WORLD_SIZE > 1 and not patient:
+        with other_ranks():
+            if has_gpu := use_gpu and torch.cuda.is_available():
+                torch.cuda.set_device(LOCAL_RANK)
+            store, *_ = next(rendezvous("env://"))
+            store = dist.PrefixStore(f"restart {RESTARTS}", store)  # it may have older addresses
+            backends = "cpu:gloo,cuda:nccl" if has_gpu else "gloo"
+            dist.init_process_group(backends, store=store, rank=RANK, world_size=WORLD_SIZE)
+            patient = dist.new_group(backend="gloo", timeout=timedelta(days=1000))
+        if RANK:
+            sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
+
+
+@contextmanager
+def other_ranks() -> Iterator[None]:
+    """Say plainly that another rank has ended; torch reports that a connection was closed."""
+    try:
+        yield
+    except RuntimeError as error:
+        raise OtherRankEnded(f"rank {RANK} ends, because another rank has ended") from error
+
+
+def from_all(value: Any) -> list:
+    """Return the values that the ranks give; wait for all of them, however long it takes."""
+    values = [value] * WORLD_SIZE
+    if WORLD_SIZE > 1:
+        with other_ranks():
+            dist.all_gather_object(values, value, group=patient)
+    return values
+
+
+def from_first(call: Callable, *args: Any) -> Any:
+    """Let the first rank make a call; return on all ranks what it returns."""
+    values = [call(*args) if RANK == 0 else None]
+    if WORLD_SIZE > 1:
+        with other_ranks():
+            dist.broadcast_object_list(values, group=patient)
+    return values[0]
+
+
+def sum_of_all(numbers: Tensor, group: Any = None) -> Tensor:
+    """Add up the numbers of all ranks, in place."""
+    if WORLD_SIZE > 1:
+        with other_ranks():
+            dist.all_reduce(numbers, group=group)
+    return numbers
+
+
+def integers_of_all(number: int) -> list[int]:
+    """Return the integers that the ranks give; as `from_all`, but fast."""
+    numbers = torch.zeros(WORLD_SIZE, dtype=torch.int64)
+    numbers[RANK] = number
+    return sum_of_all(numbers, patient).tolist()
+
+
+def part_of(items: Sequence) -> Sequence:
+    """Return this rank's part of some items. The parts differ by one item at most."""
+    start, end = (len(items) * rank // WORLD_SIZE for rank in (RANK, RANK + 1))
+    return items[start:end]
+
+
+def gather(*tensors: Tensor) -> tuple[Tensor, ...]:
+    """Return tensors (n, …) with the rows of all ranks, in the order of the ranks: (N, …)."""
+    if WORLD_SIZE == 1:
+        return tensors
+    sizes = integers_of_all(len(tensors[0]))
+    start, end = sum(sizes[:RANK]), sum(sizes[: RANK + 1])
+    gathered = [x.new_zeros(sum(sizes), *x.shape[1:]) for x in tensors]
+    for whole, part in zip(gathered, tensors, strict=True):
+        whole[start:end] = part
+        sum_of_all(whole)  # the others have zeros in these rows
+    return tuple(gathered)

@@ -1,0 +1,98 @@
+"""Keep the models of all ranks equal, and let BatchNorm see the pictures of all ranks."""
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.nn.functional import all_reduce
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from utils import distributed
+
+if TYPE_CHECKING:
+    from config import DefaultConfig
+
+FEW = 16  # pictures; from fewer, the statistics of a batch are mostly chance
+
+
+def copy_from_first(model: nn.Module) -> None:
+    """Give the models of all ranks the weights and buffers of the first rank's."""
+    if distributed.WORLD_SIZE > 1:
+        for tensor in model.state_dict().values():
+            mine = tensor if distributed.RANK == 0 else torch.zeros_like(tensor)
+            tensor.copy_(distributed.sum_of_all(mine.contiguous()))
+
+
+@torch.no_grad()
+def average_gradients(model: nn.Module, count: int) -> None:
+    """Make each gradient its mean over the pictures of all ranks; `count` are those of this rank.
+
+    The statistics of BatchNorm become their mean as well, in the same sum over the ranks. Since it
+    comes after the backward pass, no rank has to compute in the way of the others: one may need
+    more parts (--accumulate), another may skip a layer at random.
+    """
+    if distributed.WORLD_SIZE == 1:
+        return
+    weights = [weight for weight in model.parameters() if weight.requires_grad]
+    used = torch.tensor([weight.grad is not None for weight in weights])
+    for weight in weights:
+        weight.grad = torch.zeros_like(weight) if weight.grad is None else weight.grad
+    norms = [norm for norm in model.modules() if isinstance(norm, _BatchNorm) and norm.training]
+    statistics = [x for norm in norms for x in norm.buffers() if x.is_floating_point()]
+    tensors = [weight.grad for weight in weights if weight.grad is not None] + statistics
+    numbers = [torch.view_as_real(x) if x.is_complex() else x for x in tensors]
+    extra = torch.tensor([*used, 1.0]).to(weights[0].device)
+    flat = torch.concat([*(x.flatten().float() for x in numbers), extra]).mul_(count)
+    distributed.sum_of_all(flat)
+    flat /= flat[-1].clone()  # the number of pictures of all ranks
+    *means, extra = flat.split([*(x.numel() for x in numbers), len(extra)])
+    for x, mean in zip(numbers, means, strict=True):
+        x.copy_(mean.view(x.shape))
+    if not used.all():  # a weight that no rank has used keeps no gradient
+        for weight, share in zip(weights, extra.tolist(), strict=False):
+            weight.grad = weight.grad if share else None
+
+
+class SyncBatchNorm(nn.SyncBatchNorm):
+    """BatchNorm over the pictures of all ranks: torch's, which needs GPUs, and the same for CPUs."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Normalise (n, C, …): its channels get mean 0 and variance 1 over all ranks."""
+        if images.is_cuda or not self.training:
+            return super().forward(images)
+        x = images.float().transpose(0, 1).flatten(1)  # (C, numbers)
+        count = all_reduce(x.new_tensor([x.shape[1]]))
+        mean = all_reduce(x.sum(dim=1)) / count  # (C,)
+        x = x - mean[:, None]
+        variance = all_reduce(x.square().sum(dim=1)) / count
+        self.update_statistics(mean.detach(), variance.detach() * count / (count - 1))
+        x = x * (variance + self.eps).rsqrt()[:, None]
+        if self.affine:
+            x = x * self.weight[:, None] + self.bias[:, None]
+        first = images.transpose(0, 1)
+        return x.view(first.shape).transpose(0, 1).to(images)
+
+    def update_statistics(self, mean: Tensor, variance: Tensor) -> None:
+        running_mean, running_var, count = (
+            self.running_mean,
+            self.running_var,
+            self.num_batches_tracked,
+        )
+        if running_mean is not None and running_var is not None and count is not None:
+            count.add_(1)
+            share = self.momentum or 1 / int(count)  # None: the plain mean over all steps
+            running_mean.lerp_(mean, share)
+            running_var.lerp_(variance, share)
+
+
+def batch_norm(model: nn.Module, opt: "DefaultConfig", log: Callable[[str], Any]) -> None:
+    """Let BatchNorm see the pictures of all ranks if --sync-bn is given; else log what it sees."""
+    norms = [norm for norm in model.modules() if isinstance(norm, _BatchNorm)]
+    share = opt.batch_size // distributed.WORLD_SIZE
+    if distributed.WORLD_SIZE > 1 and norms and opt.sync_bn:
+        for norm in norms:
+            norm.__class__ = SyncBatchNorm  # so that weights and names stay as they are
+            norm.process_group = None  # all ranks
+    elif distributed.WORLD_SIZE > 1 and norms and share < FEW:
+        log(f"BatchNorm sees {share} pictures on each rank; with --sync-bn all {opt.batch_size}")
