@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -26,10 +27,10 @@ CODES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]|\x1b[=>]|\x1b\][^\x07]*\x07|\r")
 class Terminal:
     """A command at a pseudo-terminal of its own."""
 
-    def __init__(self, words: list[str], folder: Path) -> None:
+    def __init__(self, words: list[str], folder: Path, launcher: Sequence[str] = ()) -> None:
         self.terminal, far_end = pty.openpty()
         self.process = subprocess.Popen(
-            [sys.executable, str(PROJECT / "main.py"), *words],
+            [sys.executable, *launcher, str(PROJECT / "main.py"), *words],
             stdin=far_end,
             stdout=far_end,
             stderr=far_end,

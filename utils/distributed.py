@@ -3,6 +3,7 @@
 With one rank, nothing is set up, and each function returns what it was given.
 """
 
+import atexit
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -43,6 +44,7 @@ def start(use_gpu: bool) -> None:
             backends = "cpu:gloo,cuda:nccl" if has_gpu else "gloo"
             dist.init_process_group(backends, store=store, rank=RANK, world_size=WORLD_SIZE)
             patient = dist.new_group(backend="gloo", timeout=timedelta(days=1000))
+            atexit.register(dist.destroy_process_group)
         if RANK:
             sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
 

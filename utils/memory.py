@@ -37,8 +37,9 @@ class StepWithinMemory:
                     model, images, labels, accumulate=self.opt.accumulate, **options
                 )
             except RuntimeError as error:
-                if not is_out_of_memory(error) or options["amp"].updates > updates:
-                    raise  # an update that has begun cannot be repeated
+                has_begun = options["amp"].updates > updates
+                if not is_out_of_memory(error) or has_begun or self.opt.sync_bn:
+                    raise  # an update that has begun, or is made by all ranks, cannot be repeated
                 reason = str(error).splitlines()[0]
             # Outside of `except`: the error would keep the tensors of the step alive.
             self.opt.accumulate *= 2

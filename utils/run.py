@@ -1,5 +1,6 @@
 """A training run: its folder, log and signals, and how its state is saved and resumed."""
 
+import signal
 import tempfile
 import time
 from bdb import BdbQuit
@@ -386,14 +387,18 @@ class Run:
         number = max(distributed.integers_of_all(self.stop.received or 0))
         if number == QUIT:
             raise BdbQuit
-        self.stop.received = number or None
-        self.stop.raise_if_received()
+        if number:  # not one that has come since: the other ranks do not know it yet
+            self.stop.received = number
+            self.stop.raise_if_received()
 
     def _wait_for_all(self, error: BaseException | None) -> None:
-        """Let all ranks end together: torchrun stops the others when one has ended."""
+        """Let all ranks end together, and only after the first one has written all."""
         if error is None or isinstance(error, Stopped | BdbQuit):
             with suppress(distributed.OtherRankEnded):
                 distributed.integers_of_all(0)
+        if isinstance(error, Stopped) and distributed.WORLD_SIZE > 1:
+            # torchrun sends it to all others as soon as the first of them has ended.
+            self.stop.old_handlers[signal.SIGTERM] = signal.SIG_IGN
 
     def _note_position(self, **position: Any) -> None:
         self.position, self.state_version = position, self._state_version()

@@ -5,7 +5,6 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.nn.functional import all_reduce
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from utils import distributed
@@ -54,18 +53,33 @@ def average_gradients(model: nn.Module, count: int) -> None:
             weight.grad = weight.grad if share else None
 
 
+class SumOfAll(torch.autograd.Function):
+    """Add up tensors of all ranks. The backward pass does so with their gradients."""
+
+    @staticmethod
+    def forward(_ctx: Any, numbers: Tensor) -> Tensor:
+        return distributed.sum_of_all(numbers.clone())
+
+    @staticmethod
+    def backward(_ctx: Any, gradient: Tensor) -> Tensor:
+        return distributed.sum_of_all(gradient.clone())
+
+
 class SyncBatchNorm(nn.SyncBatchNorm):
-    """BatchNorm over the pictures of all ranks: torch's, which needs GPUs, and the same for CPUs."""
+    """BatchNorm over the pictures of all ranks: that of torch on GPUs, and the same on a CPU."""
+
+    process_group = None  # all ranks
 
     def forward(self, images: Tensor) -> Tensor:
         """Normalise (n, C, …): its channels get mean 0 and variance 1 over all ranks."""
         if images.is_cuda or not self.training:
             return super().forward(images)
-        x = images.float().transpose(0, 1).flatten(1)  # (C, numbers)
-        count = all_reduce(x.new_tensor([x.shape[1]]))
-        mean = all_reduce(x.sum(dim=1)) / count  # (C,)
+        dtype = torch.promote_types(images.dtype, torch.float32)
+        x = images.to(dtype).transpose(0, 1).flatten(1)  # (C, numbers)
+        count = SumOfAll.apply(x.new_tensor([x.shape[1]]))
+        mean = SumOfAll.apply(x.sum(dim=1)) / count  # (C,)
         x = x - mean[:, None]
-        variance = all_reduce(x.square().sum(dim=1)) / count
+        variance = SumOfAll.apply(x.square().sum(dim=1)) / count
         self.update_statistics(mean.detach(), variance.detach() * count / (count - 1))
         x = x * (variance + self.eps).rsqrt()[:, None]
         if self.affine:
@@ -74,16 +88,13 @@ class SyncBatchNorm(nn.SyncBatchNorm):
         return x.view(first.shape).transpose(0, 1).to(images)
 
     def update_statistics(self, mean: Tensor, variance: Tensor) -> None:
-        running_mean, running_var, count = (
-            self.running_mean,
-            self.running_var,
-            self.num_batches_tracked,
-        )
-        if running_mean is not None and running_var is not None and count is not None:
-            count.add_(1)
-            share = self.momentum or 1 / int(count)  # None: the plain mean over all steps
-            running_mean.lerp_(mean, share)
-            running_var.lerp_(variance, share)
+        pairs = (self.running_mean, mean), (self.running_var, variance)
+        if self.num_batches_tracked is not None:
+            self.num_batches_tracked += 1
+            count = int(self.num_batches_tracked)
+            for running, new in pairs:  # without a momentum, their plain mean over all steps
+                share = 1 / count if self.momentum is None else self.momentum
+                running.lerp_(new.to(running), share)  # type: ignore[union-attr]
 
 
 def batch_norm(model: nn.Module, opt: "DefaultConfig", log: Callable[[str], Any]) -> None:
@@ -93,6 +104,5 @@ def batch_norm(model: nn.Module, opt: "DefaultConfig", log: Callable[[str], Any]
     if distributed.WORLD_SIZE > 1 and norms and opt.sync_bn:
         for norm in norms:
             norm.__class__ = SyncBatchNorm  # so that weights and names stay as they are
-            norm.process_group = None  # all ranks
     elif distributed.WORLD_SIZE > 1 and norms and share < FEW:
         log(f"BatchNorm sees {share} pictures on each rank; with --sync-bn all {opt.batch_size}")
