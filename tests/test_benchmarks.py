@@ -20,7 +20,7 @@ def test_every_row_has_a_ratio_of_two_sides(pictures):
         r"^(.{38}) +([\d.]+) +\(([\d.]+) … ([\d.]+)\) +(\d+) : +(\d+)$", done.stdout, re.M
     )
     names = [row[0].strip() for row in rows]
-    assert len(names) == 13 and "second epoch / the book's loop" in names
+    assert len(names) == 14 and "second epoch / the book's loop" in names
     for _, middle, least, most, one, other in rows:
         assert 0 < float(least) <= float(middle) <= float(most)
         assert int(one) > 0 and int(other) > 0

@@ -49,6 +49,8 @@ PATHS = {"train_data_root": "data/demo/train", "test_data_root": "data/demo/test
 NOT_RUN = (
     *("make", "pip", "PIP_", "python main.py prepare --source=oxford-pets"),  # need a network
     "docker",
+    "torchrun",  # see tests/distributed
+    "python -m tests.distributed",
     "python main.py train --train-data-root=data/oxford-pets",  # the same with my_photos does run
     "python main.py train --model=torchvision/resnet18",  # downloads
     *("tensorboard", "python main.py board"),  # servers, which go on until they are stopped

@@ -155,6 +155,17 @@ class Bench:
             sys.exit(done.stderr)
         return self.rate([float(line) for line in done.stdout.split("\n") if line[:1].isdigit()])
 
+    def ranks(self, count: int) -> float:
+        """The second epoch by some ranks of torchrun, each with one thread."""
+        case = [self.root, self.name, self.size, self.batch, self.steps]
+        command = [sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={count}"]
+        command += ["-m", "tests.benchmarks.ranks", *map(str, case)]
+        one_thread = os.environ | {"OMP_NUM_THREADS": "1"}
+        done = subprocess.run(command, capture_output=True, text=True, env=one_thread)
+        if done.returncode:
+            sys.exit(done.stderr)
+        return float(done.stdout.split()[-1])
+
     def bare_step(self) -> float:
         """The same step on one batch that lies in memory, and nothing else."""
         self.model.train()
@@ -266,6 +277,9 @@ def run_benchmarks() -> None:
             ("checks at every step / off", partial(bench.train, checks="always"), bench.train),
             ("a save at every step / none", partial(bench.train, save_minutes=1e-9), bench.train),
         ]
+        if not torch.cuda.is_available():
+            two, one = partial(bench.ranks, 2), partial(bench.ranks, 1)
+            rows.append(("two ranks of a thread / one", two, one))
         for peer in ("lightning", "fastai") if wanted.peers else ():
             loop = partial(bench.other, "tests.benchmarks.peers", peer)
             rows.append((f"train / {peer}", bench.train, loop))

@@ -18,6 +18,11 @@ def get(name: str, *parts: Any) -> Callable[..., Any]:
     """
 
     def call(*words: Any, **options: Any) -> Any:
+        from utils import distributed  # here: options.py imports this file, before torch is loaded
+        from utils.options import UsageError
+
+        if distributed.WORLD_SIZE > 1:
+            raise UsageError(f"torchrun is for train, val and test: call {name} without it")
         module = import_module(f"utils.commands.{name}")
         if words:
             options[module.Options.takes_words] = words
