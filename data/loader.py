@@ -17,6 +17,7 @@ from utils.failures import one_line
 from utils.notebook import bar_options
 from utils.seed import seed_of, seeded
 from utils.stopwatch import Stopwatch
+from utils.synchronize import gather
 
 from .image_dataset import ImageDataset
 from .read_image import UnreadableImage
@@ -141,7 +142,7 @@ class Loader:
 
     def gather(self, *tensors: Tensor) -> tuple[Tensor, ...]:
         """Return the rows that the ranks of torchrun have computed from their parts of a batch."""
-        return distributed.gather(*tensors) if self.is_divided else tensors
+        return gather(*tensors) if self.is_divided else tensors
 
     def _no_pictures(self) -> tuple[Tensor, Tensor]:
         """Return the empty part of a batch, with which this rank keeps step with the others."""

@@ -63,11 +63,11 @@ class EpochSampler(Sampler):
         """Return the places in the order of an epoch whose samples this rank gets in a step."""
         if not self.shuffle:
             size = math.ceil(self.batch_size / distributed.WORLD_SIZE)
-            return distributed.part_of(range(self.count))[step * size : (step + 1) * size]
+            return part_of(range(self.count))[step * size : (step + 1) * size]
         batch = self.batch(step)
         if not self.is_divided(step):
             return batch
-        part = distributed.part_of(batch)
+        part = part_of(batch)
         before = part[0] - 1 if part[0] > batch[0] else batch[-1]
         return [before, *part] if self.with_neighbour else part
 
@@ -100,3 +100,12 @@ class EpochSampler(Sampler):
             ]
             found.append(torch.concat(shuffled)[:wanted])
         return torch.concat(found)
+
+
+def part_of(items: Sequence) -> Sequence:
+    """Return this rank's part of some items. The parts differ by one item at most."""
+    start, end = (
+        len(items) * rank // distributed.WORLD_SIZE
+        for rank in (distributed.RANK, distributed.RANK + 1)
+    )
+    return items[start:end]

@@ -1,12 +1,9 @@
-"""The ranks: the processes that torchrun starts for one training. Without torchrun there is one.
-
-With one rank, nothing is set up, and each function returns what it was given.
-"""
+"""The ranks: the processes that torchrun starts for one training. Without it there is one."""
 
 import atexit
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any
@@ -33,12 +30,12 @@ class OtherRankEnded(OneLineError, RuntimeError):
 
 
 def start(use_gpu: bool) -> None:
-    """Connect the ranks. All but the first print nothing on stdout from now on."""
+    """Connect the ranks, if there are several; all but the first print nothing from now on."""
     global patient
     if WORLD_SIZE > 1 and not patient:
+        if has_gpu := use_gpu and torch.cuda.is_available():
+            torch.cuda.set_device(LOCAL_RANK)
         with other_ranks():
-            if has_gpu := use_gpu and torch.cuda.is_available():
-                torch.cuda.set_device(LOCAL_RANK)
             store, *_ = next(rendezvous("env://"))
             store = dist.PrefixStore(f"restart {RESTARTS}", store)  # it may have older addresses
             backends = "cpu:gloo,cuda:nccl" if has_gpu else "gloo"
@@ -76,35 +73,16 @@ def from_first(call: Callable, *args: Any) -> Any:
     return values[0]
 
 
+def integers_from_all(number: int) -> list[int]:
+    """Return the integers that the ranks give; it is a faster `from_all`."""
+    numbers = torch.zeros(WORLD_SIZE, dtype=torch.int64)
+    numbers[RANK] = number
+    return sum_of_all(numbers, patient).tolist()
+
+
 def sum_of_all(numbers: Tensor, group: Any = None) -> Tensor:
     """Add up the numbers of all ranks, in place."""
     if WORLD_SIZE > 1:
         with other_ranks():
             dist.all_reduce(numbers, group=group)
     return numbers
-
-
-def integers_of_all(number: int) -> list[int]:
-    """Return the integers that the ranks give; as `from_all`, but fast."""
-    numbers = torch.zeros(WORLD_SIZE, dtype=torch.int64)
-    numbers[RANK] = number
-    return sum_of_all(numbers, patient).tolist()
-
-
-def part_of(items: Sequence) -> Sequence:
-    """Return this rank's part of some items. The parts differ by one item at most."""
-    start, end = (len(items) * rank // WORLD_SIZE for rank in (RANK, RANK + 1))
-    return items[start:end]
-
-
-def gather(*tensors: Tensor) -> tuple[Tensor, ...]:
-    """Return tensors (n, …) with the rows of all ranks, in the order of the ranks: (N, …)."""
-    if WORLD_SIZE == 1:
-        return tensors
-    sizes = integers_of_all(len(tensors[0]))
-    start, end = sum(sizes[:RANK]), sum(sizes[: RANK + 1])
-    gathered = [x.new_zeros(sum(sizes), *x.shape[1:]) for x in tensors]
-    for whole, part in zip(gathered, tensors, strict=True):
-        whole[start:end] = part
-        sum_of_all(whole)  # the others have zeros in these rows
-    return tuple(gathered)

@@ -357,7 +357,7 @@ class Run:
     def __exit__(self, error_type: Any, error: BaseException | None, trace: Any) -> None:
         if isinstance(error, BdbQuit):  # `q` in the debugger, while the other ranks wait
             with suppress(distributed.OtherRankEnded):
-                distributed.integers_of_all(QUIT)  # see _end_if_asked
+                distributed.integers_from_all(QUIT)  # see _end_if_asked
         try:
             if error and self.state_version == self._state_version():
                 self.save("last.pth")
@@ -384,7 +384,7 @@ class Run:
 
     def _end_if_asked(self) -> None:
         """End the run if a signal has come. All ranks meet here, and end at the same step."""
-        number = max(distributed.integers_of_all(self.stop.received or 0))
+        number = max(distributed.integers_from_all(self.stop.received or 0))
         if number == QUIT:
             raise BdbQuit
         if number:  # not one that has come since: the other ranks do not know it yet
@@ -395,7 +395,7 @@ class Run:
         """Let all ranks end together, and only after the first one has written all."""
         if error is None or isinstance(error, Stopped | BdbQuit):
             with suppress(distributed.OtherRankEnded):
-                distributed.integers_of_all(0)
+                distributed.integers_from_all(0)
         if isinstance(error, Stopped) and distributed.WORLD_SIZE > 1:
             # torchrun sends it to all others as soon as the first of them has ended.
             self.stop.old_handlers[signal.SIGTERM] = signal.SIG_IGN

@@ -1,4 +1,4 @@
-"""Keep the models of all ranks equal, and let BatchNorm see the pictures of all ranks."""
+"""Make one training of what the ranks compute: gradients, logits, BatchNorm's statistics."""
 
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -51,6 +51,20 @@ def average_gradients(model: nn.Module, count: int) -> None:
     if not used.all():  # a weight that no rank has used keeps no gradient
         for weight, share in zip(weights, extra.tolist(), strict=False):
             weight.grad = weight.grad if share else None
+
+
+def gather(*tensors: Tensor) -> tuple[Tensor, ...]:
+    """Return tensors (n, …) with the rows of all ranks, in the order of the ranks: (N, …)."""
+    if distributed.WORLD_SIZE == 1:
+        return tensors
+    sizes = distributed.integers_from_all(len(tensors[0]))
+    start, end = sum(sizes[: distributed.RANK]), sum(sizes[: distributed.RANK + 1])
+    parts = [x.reshape(len(x), -1).double() for x in tensors]  # holds any label and logit exactly
+    rows = parts[0].new_zeros(sum(sizes), sum(part.shape[1] for part in parts))
+    rows[start:end] = torch.concat(parts, dim=1)
+    distributed.sum_of_all(rows)  # the others have zeros in these rows
+    columns = zip(rows.split([part.shape[1] for part in parts], dim=1), tensors, strict=True)
+    return tuple(x.reshape(-1, *like.shape[1:]).to(like.dtype) for x, like in columns)
 
 
 class SumOfAll(torch.autograd.Function):

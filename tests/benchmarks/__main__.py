@@ -160,7 +160,9 @@ class Bench:
         case = [self.root, self.name, self.size, self.batch, self.steps]
         command = [sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={count}"]
         command += ["-m", "tests.benchmarks.ranks", *map(str, case)]
-        one_thread = os.environ | {"OMP_NUM_THREADS": "1"}
+        # Without the settings of this process, which would bind both ranks to the first core.
+        others = {k: v for k, v in os.environ.items() if not k.startswith(("GOMP_", "OMP_"))}
+        one_thread = others | {"OMP_NUM_THREADS": "1"}
         done = subprocess.run(command, capture_output=True, text=True, env=one_thread)
         if done.returncode:
             sys.exit(done.stderr)

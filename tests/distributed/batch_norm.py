@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from data.sampler import part_of
 from utils import distributed, synchronize
 
 
@@ -20,7 +21,7 @@ def compare(momentum: float | None) -> float:
     part = copy.deepcopy(whole)
     options: Any = SimpleNamespace(sync_bn=True, batch_size=7)
     synchronize.batch_norm(part, options, print)
-    rows = list(distributed.part_of(range(7)))  # of different sizes
+    rows = list(part_of(range(7)))  # of different sizes
     pairs = []
     for _ in range(2):
         images, weights = 3 * torch.randn(7, 5, 3, 4).double() + 100, torch.randn(7, 5, 3, 4)
