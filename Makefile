@@ -28,7 +28,8 @@ data/demo: | $(STAMP)
 test: $(STAMP)  ## run the tests, those of training in float32 and in bfloat16
 	$(RUN) -m pytest -n auto --dist loadfile
 	TEST_PRECISION=bf16 $(RUN) -m pytest -n auto tests/test_train.py tests/test_run.py tests/test_resume.py \
-		tests/test_augment.py tests/test_multi_label.py tests/test_train_options.py tests/test_fine_tuning.py
+		tests/test_augment.py tests/test_multi_label.py tests/test_train_options.py tests/test_fine_tuning.py \
+		tests/distributed/test_distributed.py::test_after_the_kill_of_a_rank_the_run_goes_on_to_the_same_bits
 
 test-copies: $(STAMP)  ## remove and add parts as docs/adapting.md says, on copies; run the suite on each
 	$(RUN) -m pytest -m copies -o faulthandler_timeout=0  # each takes minutes

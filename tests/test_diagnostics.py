@@ -1166,7 +1166,7 @@ EDITS = [
     ("utils/recipe.py", "peak = opt.lr\n", "peak = 9 * opt.lr\n", "in order"),
     ("data/sampler.py", '"order", self.epoch', '"order", 0', "in order"),
     ("data/image_dataset.py", 'augmented = mode == "train"', "augmented = True", "val is not"),
-    ("data/pictures.py", "if split == mode]", "]", "Train and val share no picture"),
+    ("data/pictures.py", "if split == mode]", "]", "Train, val and test share no picture"),
 ]
 
 

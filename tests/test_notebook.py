@@ -242,7 +242,7 @@ def test_the_tutorial_runs_from_its_first_cell_to_its_last(tutorial, tmp_path):
     if missing := [name for name in commands if not hasattr(main, name)]:
         pytest.skip(f"the tutorial needs {missing}, which was removed")
     place = tmp_path / "project"
-    for pattern in ("*.py", "data/*.py", "models/*.py", "utils/**/*.*", "docs/*"):
+    for pattern in ("*.py", "data/*.py", "models/*.py", "utils/**/*.*", "docs/*.*"):
         for path in PROJECT.glob(pattern):
             copy = place / path.relative_to(PROJECT)
             copy.parent.mkdir(parents=True, exist_ok=True)

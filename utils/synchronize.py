@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from utils import distributed
+from utils.checkpoint import plain_copy
 
 if TYPE_CHECKING:
     from config import DefaultConfig
@@ -18,9 +19,8 @@ FEW = 16  # pictures; from fewer, the statistics of a batch are mostly chance
 def copy_from_first(model: nn.Module) -> None:
     """Give the models of all ranks the weights and buffers of the first rank's."""
     if distributed.WORLD_SIZE > 1:
-        for tensor in model.state_dict().values():
-            mine = tensor if distributed.RANK == 0 else torch.zeros_like(tensor)
-            tensor.copy_(distributed.sum_of_all(mine.contiguous()))
+        state = distributed.from_first(lambda: plain_copy(model.state_dict()))
+        model.load_state_dict(state)
 
 
 @torch.no_grad()
