@@ -53,6 +53,8 @@ def build_loader(
     """
     dataset = open_split(opt, mode)
     log(f"{mode}: {dataset.describe()}")
+    if len({*distributed.from_all(dataset.fingerprint)}) > 1:
+        raise UsageError(f"{mode}: the machines of torchrun have different pictures")
     if saved and mode == "test":
         dataset.classes = saved["classes"]  # pictures without labels do not tell them
     if saved:

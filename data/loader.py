@@ -155,7 +155,7 @@ class Loader:
 
     def _note_failures_of_all(self) -> None:
         unreadable = self.samples.unreadable
-        unreadable.copy_(distributed.sum_of_all(unreadable.int()) > 0)
+        unreadable.copy_(distributed.sum_of_all(unreadable.int(), distributed.untimed) > 0)
         self._limit_failures()
 
     def _limit_failures(self) -> None:

@@ -68,8 +68,10 @@ class EpochSampler(Sampler):
         if not self.is_divided(step):
             return batch
         part = part_of(batch)
-        before = part[0] - 1 if part[0] > batch[0] else batch[-1]
-        return [before, *part] if self.with_neighbour else part
+        if self.with_neighbour:
+            before = part[0] - 1 if part[0] > batch[0] else batch[-1]
+            part = [before, *part]
+        return part
 
     def batch(self, step: int) -> range:
         """Return the places whose samples all ranks together get in a step, if shuffled."""

@@ -41,7 +41,8 @@ if TYPE_CHECKING:
 Batch = tuple[int, Tensor, Tensor]  # step, images (N, 3, H, W), labels (N,)
 History = list[dict[str, float]]  # a row an epoch
 DRY_RUN_BATCHES = 10  # of train and of val
-QUIT = 1000  # in place of a signal's number: the user has left the debugger
+# In place of a signal's number: the user has changed an option in the debugger, or typed `q`.
+CHANGED, QUIT = 1000, 1001
 
 
 class Run:
@@ -67,6 +68,7 @@ class Run:
         self.unwritten_lines: list[str] = []  # of log.txt
         self.disk_failures: dict[Path, str] = {}  # files whose newest contents are not on the disk
         self.stop = StopRequest(advice="; --resume goes on")
+        self.known_options = opt.state_dict()  # to all ranks
 
     @classmethod
     def open(cls, opt: "DefaultConfig") -> "Run":
@@ -87,8 +89,9 @@ class Run:
     def _find(opt: "DefaultConfig") -> tuple["DefaultConfig", Path | None, Mapping[str, Any]]:
         """Return the options, the folder and the checkpoint of the run to go on with."""
         folder = Path(opt.resume) if isinstance(opt.resume, str) else None
-        if distributed.RESTARTS and not opt.resume:
-            folder = run_folder.run_of_launch(opt.checkpoint_root, distributed.LAUNCH)
+        begins = distributed.LAUNCH and not opt.resume and not opt.dry_run
+        if begins and (found := run_folder.run_of_launch(opt.checkpoint_root, distributed.LAUNCH)):
+            folder, opt = found, type(opt)()  # torchrun starts it again: it has its own options
         if opt.resume is True and not (folder := run_folder.newest_run(opt.checkpoint_root)):
             tqdm.write(f"{opt.checkpoint_root} has no run to resume; a new one starts")
         if folder is None:
@@ -383,10 +386,21 @@ class Run:
             raise OSError(f"the run is complete but not all on the disk: {words}")
 
     def _end_if_asked(self) -> None:
-        """End the run if a signal has come. All ranks meet here, and end at the same step."""
-        number = max(distributed.integers_from_all(self.stop.received or 0))
+        """End the run if a signal has come. All ranks meet here, and end at the same step.
+
+        They meet after each batch of train and val, after each epoch, after the report and at the
+        end, where the first rank has written all. Options that were changed in the debugger of the
+        first rank are given to all.
+        """
+        changed = distributed.WORLD_SIZE > 1 and self.known_options != self.opt.state_dict()
+        own = CHANGED if changed else self.stop.received or 0
+        number = max(distributed.integers_from_all(own))
         if number == QUIT:
             raise BdbQuit
+        if number == CHANGED:
+            vars(self.opt).update(distributed.from_first(lambda: vars(self.opt)))
+            self.known_options = self.opt.state_dict()
+            return
         if number:  # not one that has come since: the other ranks do not know it yet
             self.stop.received = number
             self.stop.raise_if_received()

@@ -46,12 +46,13 @@ def newest_run(root: str | Path) -> Path | None:
 
 def run_of_launch(root: str | Path, launch: str) -> Path | None:
     """Return the run that this launch of torchrun has begun and saved under `root`, or None."""
+    found = []
     for path in Path(root).glob("*/environment.json"):
         with suppress(OSError, ValueError):
             begun_by = json.loads(path.read_text(encoding="utf-8")).get("launch")
             if begun_by == launch and [*path.parent.glob("last*.pth")]:
-                return path.parent
-    return None
+                found.append((path.stat().st_mtime, path.parent))
+    return max(found)[1] if found else None
 
 
 def lock(folder: Path, log: Callable[[str], None]) -> BinaryIO:

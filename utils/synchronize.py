@@ -1,14 +1,16 @@
 """Make one training of what the ranks compute: gradients, logits, BatchNorm's statistics."""
 
 from collections.abc import Callable
+from math import prod
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 
 from utils import distributed
 from utils.checkpoint import plain_copy
+from utils.options import UsageError
 
 if TYPE_CHECKING:
     from config import DefaultConfig
@@ -37,19 +39,19 @@ def average_gradients(model: nn.Module, count: int) -> None:
     used = torch.tensor([weight.grad is not None for weight in weights])
     for weight in weights:
         weight.grad = torch.zeros_like(weight) if weight.grad is None else weight.grad
-    norms = [norm for norm in model.modules() if isinstance(norm, _BatchNorm) and norm.training]
+    norms = [norm for norm in model.modules() if isinstance(norm, _NormBase) and norm.training]
     statistics = [x for norm in norms for x in norm.buffers() if x.is_floating_point()]
     tensors = [weight.grad for weight in weights if weight.grad is not None] + statistics
     numbers = [torch.view_as_real(x) if x.is_complex() else x for x in tensors]
-    extra = torch.tensor([*used, 1.0]).to(weights[0].device)
-    flat = torch.concat([*(x.flatten().float() for x in numbers), extra]).mul_(count)
+    used_and_one = torch.tensor([*used, 1.0]).to(weights[0].device)
+    flat = torch.concat([*(x.flatten().float() for x in numbers), used_and_one]).mul_(count)
     distributed.sum_of_all(flat)
     flat /= flat[-1].clone()  # the number of pictures of all ranks
-    *means, extra = flat.split([*(x.numel() for x in numbers), len(extra)])
+    *means, shares = flat.split([*(x.numel() for x in numbers), len(used_and_one)])
     for x, mean in zip(numbers, means, strict=True):
         x.copy_(mean.view(x.shape))
     if not used.all():  # a weight that no rank has used keeps no gradient
-        for weight, share in zip(weights, extra.tolist(), strict=False):
+        for weight, share in zip(weights, shares.tolist(), strict=False):
             weight.grad = weight.grad if share else None
 
 
@@ -59,7 +61,8 @@ def gather(*tensors: Tensor) -> tuple[Tensor, ...]:
         return tensors
     sizes = distributed.integers_from_all(len(tensors[0]))
     start, end = sum(sizes[: distributed.RANK]), sum(sizes[: distributed.RANK + 1])
-    parts = [x.reshape(len(x), -1).double() for x in tensors]  # holds any label and logit exactly
+    # float64 holds any label and any logit exactly.
+    parts = [x.reshape(len(x), prod(x.shape[1:])).double() for x in tensors]
     rows = parts[0].new_zeros(sum(sizes), sum(part.shape[1] for part in parts))
     rows[start:end] = torch.concat(parts, dim=1)
     distributed.sum_of_all(rows)  # the others have zeros in these rows
@@ -115,6 +118,8 @@ def batch_norm(model: nn.Module, opt: "DefaultConfig", log: Callable[[str], Any]
     """Let BatchNorm see the pictures of all ranks if --sync-bn is given; else log what it sees."""
     norms = [norm for norm in model.modules() if isinstance(norm, _BatchNorm)]
     share = opt.batch_size // distributed.WORLD_SIZE
+    if opt.sync_bn and opt.accumulate > 1:  # the ranks may have different numbers of parts
+        raise UsageError("--sync-bn needs the whole batch at once: leave out --accumulate")
     if distributed.WORLD_SIZE > 1 and norms and opt.sync_bn:
         for norm in norms:
             norm.__class__ = SyncBatchNorm  # so that weights and names stay as they are

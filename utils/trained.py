@@ -30,13 +30,13 @@ def open_checkpoint(opt: Config) -> tuple[Config, Mapping[str, Any], torch.devic
     weights only.
     """
     distributed.start(opt.use_gpu)
-    path = opt.load_model_path or run_folder.newest_run(opt.checkpoint_root)
+    path = opt.load_model_path or distributed.from_first(run_folder.newest_run, opt.checkpoint_root)
     if not path:
         raise FileNotFoundError(
             f"there is no run in {opt.checkpoint_root} yet; train, or give --load-model-path=PATH"
         )
     path = checkpoint.locate(path)
-    contents = checkpoint.read(path)
+    contents = distributed.from_first(checkpoint.read, path)
     saved = contents if "classes" in contents else {}
     wanted = REMEMBERED - (SPLIT_OPTIONS if "train_data_root" in opt.given else set())
     known = {name: x for name, x in saved.get("options", {}).items() if name in wanted}

@@ -8,4 +8,4 @@ if [[ ${1:-} =~ ^[0-9]+$ ]]; then
     ranks=$1
     shift
 fi
-exec torchrun --nproc-per-node="$ranks" --max-restarts=3 main.py train "$@"
+exec torchrun --nproc-per-node="$ranks" --max-restarts=3 --shutdown-timeout=100 main.py train "$@"

@@ -14,13 +14,14 @@
 set -uo pipefail
 
 requeue() {
-    kill -TERM "$launch" # srun hands it to torchrun on each node, and that to the ranks
+    kill -USR1 "$launch" # srun hands it to torchrun on each node, and that to the ranks
     wait "$launch"
     scontrol requeue "$SLURM_JOB_ID"
     exit 0
 }
 trap requeue USR1
 
+export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK # srun does not take it from the job itself
 head=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
 srun torchrun \
     --nnodes="$SLURM_JOB_NUM_NODES" \
@@ -29,6 +30,8 @@ srun torchrun \
     --rdzv-endpoint="$head:29500" \
     --rdzv-id="$SLURM_JOB_ID.${SLURM_RESTART_COUNT:-0}" \
     --max-restarts=3 \
+    --signals-to-handle=SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1 \
+    --shutdown-timeout=100 \
     main.py train --resume --checkpoint-root="checkpoints/$SLURM_JOB_ID" "$@" &
 launch=$!
 wait "$launch"

@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 from tests.helpers import PROJECT, children_of, is_alive
@@ -12,12 +13,19 @@ from tests.helpers import PROJECT, children_of, is_alive
 class Launch:
     """`torchrun … main.py …` in the background, and what it prints."""
 
-    def __init__(self, ranks: int, *words: str, folder: Path, restarts: int = 0) -> None:
-        """folder: for the text that the ranks print, and the place where they start."""
+    def __init__(
+        self,
+        ranks: int,
+        *words: str,
+        folder: Path,
+        restarts: int = 0,
+        options: Sequence[str] = (),
+    ) -> None:
+        """folder: for the text that the ranks print, and where they start. options: of torchrun."""
         folder.mkdir(parents=True, exist_ok=True)
         self.output = folder / f"launch{len([*folder.glob('launch*.txt')])}.txt"
         torchrun = ["-m", "torch.distributed.run", f"--nproc-per-node={ranks}"]
-        command = [sys.executable, *torchrun, f"--max-restarts={restarts}"]
+        command = [sys.executable, *torchrun, f"--max-restarts={restarts}", *options]
         if words[0] in ("train", "val", "test", "check", "help"):
             command.append(str(PROJECT / "main.py"))
         self.seen: set[int] = set()  # all processes of ranks that were found

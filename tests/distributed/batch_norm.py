@@ -19,7 +19,7 @@ def compare(momentum: float | None) -> float:
     nn.init.normal_(norm.weight)
     whole = nn.Sequential(norm).double()
     part = copy.deepcopy(whole)
-    options: Any = SimpleNamespace(sync_bn=True, batch_size=7)
+    options: Any = SimpleNamespace(sync_bn=True, batch_size=7, accumulate=1)
     synchronize.batch_norm(part, options, print)
     rows = list(part_of(range(7)))  # of different sizes
     pairs = []

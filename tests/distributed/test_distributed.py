@@ -4,6 +4,7 @@ import csv
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 from functools import cache
@@ -182,6 +183,25 @@ def test_after_the_kill_of_a_rank_the_run_goes_on_to_the_same_bits(uneven, tmp_p
     assert_same_weights(the_run(undisturbed), the_run(tmp_path / "killed"))
 
 
+def test_after_the_kill_of_a_rank_two_machines_meet_again_and_go_on(uneven, tmp_path):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    options = ["--nnodes=2", "--rdzv-backend=c10d", f"--rdzv-endpoint=localhost:{port}"]
+    options += ["--rdzv-id=flowers1"]
+    words = short_words(uneven, tmp_path / "killed", epochs=6)
+    machines = [
+        Launch(1, *words, folder=tmp_path / f"machine{n}", restarts=2, options=options)
+        for n in (0, 1)
+    ]
+    wait_until(lambda: any("epoch 1/6" in machine.text for machine in machines))
+    other = next(machine for machine in machines if "epoch 1/6" not in machine.text)
+    os.kill(*other.ranks().values(), signal.SIGKILL)
+    assert [machine.wait() for machine in machines] == [0, 0], machines[0].text[-3000:]
+    assert any("goes on at epoch" in machine.text for machine in machines)
+    assert len(read_csv(the_run(tmp_path / "killed") / "metrics.csv")) == 6
+
+
 @pytest.mark.parametrize("victim", [0, 1])
 def test_a_signal_to_one_rank_ends_both_at_the_same_step(uneven, tmp_path, victim):
     words = short_words(uneven, tmp_path, epochs=30)
@@ -247,6 +267,20 @@ def test_the_debugger_opens_on_the_first_rank_and_q_ends_all(uneven, tmp_path):
         terminal.type("q")
         assert terminal.end() == 0, terminal.seen[-2000:]
     assert "Traceback" not in terminal.seen
+
+
+def test_an_option_that_is_changed_in_the_debugger_changes_on_all_ranks(uneven, tmp_path):
+    touch = tmp_path / "debug"
+    touch.touch()
+    words = short_words(uneven, tmp_path / "runs", epochs=500)
+    words[words.index("--debug-file=None")] = f"--debug-file={touch}"
+    launcher = ["-m", "torch.distributed.run", "--nproc-per-node=2"]
+    with Terminal(words, tmp_path, launcher) as terminal:
+        terminal.prompt()
+        terminal.answer("opt.max_epoch = 1")
+        terminal.type("c")
+        assert terminal.end() == 0, terminal.seen[-2000:]  # both ranks end after this epoch
+    assert len(read_csv(the_run(tmp_path / "runs") / "metrics.csv")) == 1
 
 
 def test_a_picture_that_cannot_be_read_is_named_once(uneven, tmp_path):

@@ -16,7 +16,12 @@ from utils.options import check_usage
 FOLDER = PROJECT / "docs/launch"
 SCRIPTS = sorted(FOLDER.glob("*.sh"))
 VALUES = {"ranks": "gpu", "MACHINES": "2:4", "HEAD": "10.0.0.1", "head": "node1", "RUN_ID": "r"}
-VALUES |= {"SLURM_JOB_NUM_NODES": "4", "SLURM_JOB_ID": "7", "SLURM_RESTART_COUNT": "1"}
+VALUES |= {
+    "SLURM_JOB_NUM_NODES": "4",
+    "SLURM_CPUS_PER_TASK": "64",
+    "SLURM_JOB_ID": "7",
+    "SLURM_RESTART_COUNT": "1",
+}
 
 
 def torchrun_words(path: Path) -> list[str]:
@@ -57,7 +62,7 @@ def test_bash_takes_a_script(path):
 def test_the_job_of_slurm_saves_and_requeues_when_its_time_is_nearly_up(tmp_path):
     """With stand-ins for Slurm's programs: srun is a process that notes the signal it gets."""
     tools = {
-        "srun": "trap 'echo stopped >> notes; exit 143' TERM\n"
+        "srun": "trap 'echo stopped >> notes; exit 138' USR1\n"
         'echo "$*" >> notes\nkill -USR1 "$PPID"\nwhile :; do sleep 0.05; done',
         "scontrol": '[ "$1" = show ] && echo node1 || echo "$*" >> notes',
     }
