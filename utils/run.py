@@ -392,15 +392,16 @@ class Run:
         end, where the first rank has written all. Options that were changed in the debugger of the
         first rank are given to all.
         """
-        changed = distributed.WORLD_SIZE > 1 and self.known_options != self.opt.state_dict()
-        own = CHANGED if changed else self.stop.received or 0
+        leads = distributed.RANK == 0 and distributed.WORLD_SIZE > 1
+        has_news = leads and self.opt.state_dict() != self.known_options
+        own = CHANGED if has_news else self.stop.received or 0
         number = max(distributed.integers_from_all(own))
         if number == QUIT:
             raise BdbQuit
         if number == CHANGED:
             vars(self.opt).update(distributed.from_first(lambda: vars(self.opt)))
             self.known_options = self.opt.state_dict()
-            return
+            return  # a signal that has come meanwhile is noted, and found at the next meeting
         if number:  # not one that has come since: the other ranks do not know it yet
             self.stop.received = number
             self.stop.raise_if_received()
