@@ -72,7 +72,7 @@ class Loader:
         self.samples = Samples(dataset, seed)
         labels = dataset.labels if oversample else None
         # Mixing takes each picture together with the one before it in the batch.
-        with_neighbour = mix is not None and distributed.WORLD_SIZE > 1
+        with_neighbour = mix is not None
         self.sampler = EpochSampler(
             len(dataset), batch_size, seed, shuffle, labels, limit_batches, with_neighbour
         )
@@ -120,7 +120,7 @@ class Loader:
         )
         for step, batch in enumerate(self.bar, start=first_step):
             self._limit_failures()
-            self.is_divided = self.sampler.is_divided(step) and distributed.WORLD_SIZE > 1
+            self.is_divided = self.sampler.is_divided(step)
             if batch is not None:
                 images, labels = batch
                 images = self.normalize(images.to(self.device, non_blocking=True))

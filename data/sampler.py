@@ -80,7 +80,8 @@ class EpochSampler(Sampler):
 
     def is_divided(self, step: int) -> bool:
         """Return whether each rank gets a part of the samples of a step, rather than all."""
-        return not self.shuffle or len(self.batch(step)) >= 2 * distributed.WORLD_SIZE
+        ranks = distributed.WORLD_SIZE
+        return ranks > 1 and (not self.shuffle or len(self.batch(step)) >= 2 * ranks)
 
     def in_order(self) -> range | np.ndarray:
         """Return the indices of an epoch that is not shuffled."""

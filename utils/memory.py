@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from utils import distributed
+
 if TYPE_CHECKING:
     from config import DefaultConfig
 
@@ -38,8 +40,9 @@ class StepWithinMemory:
                 )
             except RuntimeError as error:
                 has_begun = options["amp"].updates > updates
-                if not is_out_of_memory(error) or has_begun or self.opt.sync_bn:
-                    raise  # an update that has begun, or is made by all ranks, cannot be repeated
+                is_of_all = self.opt.sync_bn and distributed.WORLD_SIZE > 1
+                if not is_out_of_memory(error) or has_begun or is_of_all:
+                    raise  # an update that has begun, or that all ranks make, cannot be repeated
                 reason = str(error).splitlines()[0]
             # Outside of `except`: the error would keep the tensors of the step alive.
             self.opt.accumulate *= 2

@@ -118,10 +118,14 @@ def batch_norm(model: nn.Module, opt: "DefaultConfig", log: Callable[[str], Any]
     """Let BatchNorm see the pictures of all ranks if --sync-bn is given; else log what it sees."""
     norms = [norm for norm in model.modules() if isinstance(norm, _BatchNorm)]
     share = opt.batch_size // distributed.WORLD_SIZE
-    if opt.sync_bn and opt.accumulate > 1:  # the ranks may have different numbers of parts
+    if distributed.WORLD_SIZE == 1 or not norms:
+        return
+    if not opt.sync_bn:
+        if share < FEW:
+            seen = f"BatchNorm sees {share} pictures on each rank"
+            log(f"{seen}; with --sync-bn all {opt.batch_size}")
+        return
+    if opt.accumulate > 1:  # the ranks may have different numbers of parts
         raise UsageError("--sync-bn needs the whole batch at once: leave out --accumulate")
-    if distributed.WORLD_SIZE > 1 and norms and opt.sync_bn:
-        for norm in norms:
-            norm.__class__ = SyncBatchNorm  # so that weights and names stay as they are
-    elif distributed.WORLD_SIZE > 1 and norms and share < FEW:
-        log(f"BatchNorm sees {share} pictures on each rank; with --sync-bn all {opt.batch_size}")
+    for norm in norms:
+        norm.__class__ = SyncBatchNorm  # so that weights and names stay as they are

@@ -250,13 +250,17 @@ def test_a_rank_that_fails_ends_the_others(uneven, tmp_path):
     assert not failing.left()
 
 
+def debugged(uneven: Path, folder: Path, touch: Path) -> Terminal:
+    """Start a long run of two ranks at a terminal; the debugger opens at its first step."""
+    touch.touch()
+    words = short_words(uneven, folder / "runs", epochs=500)
+    words[words.index("--debug-file=None")] = f"--debug-file={touch}"
+    return Terminal(words, folder, ["-m", "torch.distributed.run", "--nproc-per-node=2"])
+
+
 def test_the_debugger_opens_on_the_first_rank_and_q_ends_all(uneven, tmp_path):
     touch = tmp_path / "debug"
-    touch.touch()
-    words = short_words(uneven, tmp_path / "runs", epochs=500)
-    words[words.index("--debug-file=None")] = f"--debug-file={touch}"
-    launcher = ["-m", "torch.distributed.run", "--nproc-per-node=2"]
-    with Terminal(words, tmp_path, launcher) as terminal:
+    with debugged(uneven, tmp_path, touch) as terminal:
         terminal.prompt()
         assert "\n0\n" in terminal.answer("p distributed.RANK")
         assert "torch.Size([8, 2])" in terminal.answer("p logits.shape")  # of both ranks
@@ -270,12 +274,7 @@ def test_the_debugger_opens_on_the_first_rank_and_q_ends_all(uneven, tmp_path):
 
 
 def test_an_option_that_is_changed_in_the_debugger_changes_on_all_ranks(uneven, tmp_path):
-    touch = tmp_path / "debug"
-    touch.touch()
-    words = short_words(uneven, tmp_path / "runs", epochs=500)
-    words[words.index("--debug-file=None")] = f"--debug-file={touch}"
-    launcher = ["-m", "torch.distributed.run", "--nproc-per-node=2"]
-    with Terminal(words, tmp_path, launcher) as terminal:
+    with debugged(uneven, tmp_path, tmp_path / "debug") as terminal:
         terminal.prompt()
         terminal.answer("opt.max_epoch = 1")
         terminal.type("c")
